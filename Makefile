@@ -1,0 +1,110 @@
+# Everything a developer types. Each target makes what it needs, from python3, pip, g++ and make:
+#   make demo     install the core package, tag a few sentences, print entities and tokens/s
+#   make test     the tests                     make asan    the kernel tests under sanitizers
+#   make lint     style, types, stubs           make isas    the kernel tests per instruction set
+#   make format   apply the style               make bench   measure, write docs/BENCHMARKS.md
+#   make clean    builds and caches             make distclean    environments as well
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.PHONY: demo test lint format bench asan isas clean distclean FORCE
+
+PYTHON ?= python3
+VENV ?= .venv
+CXX ?= g++
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+ASAN_BIN := $(VENV)-asan/bin
+STAMPS := $(VENV)/.stamps
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' 2>/dev/null)
+BUILD_FILES := CMakeLists.txt pyproject.toml constraints.txt $(CXX_FILES)
+
+demo: $(STAMPS)/core
+	$(BIN)/python bench/demo.py
+
+test: $(STAMPS)/core $(STAMPS)/test
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(STAMPS)/core $(STAMPS)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(call link_package,build/lint)
+	ln -sfn $(CURDIR)/bench build/lint/bench
+	cd build/lint
+	$(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p xdistil_fast -p bench
+	$(abspath $(BIN))/stubtest --mypy-config-file $(CURDIR)/pyproject.toml xdistil_fast._core
+
+format: $(STAMPS)/lint
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(STAMPS)/core $(STAMPS)/bench
+	$(BIN)/python -m pytest bench $(BENCH_ARGS)
+	$(BIN)/python -m bench.tables
+
+# Python itself is not sanitized, hence the preloads; leaks are the interpreter's and not looked for.
+asan: $(STAMPS)/tools $(STAMPS)/asan
+	$(call link_package,build/asan/tree)
+	export PATH="$(abspath $(BIN)):$$PATH"
+	cmake --preset asan -DPython_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_CXX_COMPILER=$(CXX)
+	cmake --build --preset asan
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan/tree \
+	$(ASAN_BIN)/python -P -m pytest tests/kernels $(PYTEST_ARGS)
+
+isas: $(STAMPS)/core $(STAMPS)/test
+	for isa in $$($(BIN)/python -c 'from xdistil_fast import _core; print(*_core.isas_available())'); do
+	  echo "XDF_ISA=$$isa"
+	  XDF_ISA=$$isa $(BIN)/pytest tests/kernels $(PYTEST_ARGS)
+	done
+
+clean:
+	rm -rf build dist wheelhouse .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -not -path './$(VENV)*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) $(VENV)-asan
+
+$(STAMPS)/tools: constraints.txt
+	@echo "== $(VENV): build tools"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) cmake ninja pybind11 scikit-build-core
+	mkdir -p $(STAMPS) && touch $@
+
+# An editable install knows the files that were there when it was made: a new one needs another.
+$(STAMPS)/modules: FORCE | $(STAMPS)/tools
+	@find xdistil_fast train -type f -not -name '*.pyc' -not -name '*.so' | LC_ALL=C sort > $@.new
+	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(STAMPS)/core: $(BUILD_FILES) $(STAMPS)/modules | $(STAMPS)/tools
+	@echo "== $(VENV): xdistil-fast and what inference needs"
+	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable .
+	touch $@
+
+# Extras come after the core, so that `make demo` never waits for torch.
+$(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: pyproject.toml constraints.txt | $(STAMPS)/core
+	@echo "== $(VENV): what make $(@F) needs"
+	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[$(@F),train,data]'
+	touch $@
+
+$(STAMPS)/asan: constraints.txt | $(STAMPS)/tools
+	@echo "== $(VENV)-asan: what the kernel tests need"
+	test -x $(ASAN_BIN)/python || $(PYTHON) -m venv $(VENV)-asan
+	$(ASAN_BIN)/python $(PIP_INSTALL) hypothesis numpy pytest
+	touch $@
+
+# The package as a wheel lays it out, in links: $(1)/xdistil_fast with train/ inside.
+define link_package
+rm -rf $(1)/xdistil_fast && mkdir -p $(1)/xdistil_fast
+for path in xdistil_fast/*; do
+  case $$path in */train|*.so|*/__pycache__) ;; *) ln -s $(CURDIR)/$$path $(1)/xdistil_fast/ ;; esac
+done
+ln -s $(CURDIR)/train $(1)/xdistil_fast/train
+endef
