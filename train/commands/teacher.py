@@ -1,0 +1,112 @@
+"""``xdistil teacher``: fine-tune a Hugging Face encoder on labelled sentences."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from xdistil_fast.train import runs
+from xdistil_fast.train.corpora import load_label_map, read_labelled
+from xdistil_fast.train.finetune import TeacherSettings, fine_tune
+
+_DEFAULTS = TeacherSettings()
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command ``teacher``."""
+    parser = subparsers.add_parser(
+        "teacher",
+        help="fine-tune a teacher on labelled sentences",
+        description="Fine-tune a Hugging Face encoder for entities. Killed, the same command "
+        "goes on after the last finished epoch.",
+    )
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the sub-command."""
+    parser.add_argument(
+        "--model", required=True, metavar="BASE", help="base encoder: a local folder or Hub id"
+    )
+    parser.add_argument(
+        "--train",
+        required=True,
+        nargs="+",
+        action="extend",
+        type=Path,
+        metavar="FILE",
+        help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped)",
+    )
+    parser.add_argument(
+        "--dev",
+        required=True,
+        nargs="+",
+        action="extend",
+        type=Path,
+        metavar="FILE",
+        help="labelled sentences that choose the best epoch",
+    )
+    parser.add_argument(
+        "--label-map",
+        type=Path,
+        metavar="FILE.json",
+        help='renames types, {"person": "PER", "product": null}; null drops a type; "*" stands '
+        "for all others",
+    )
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--epochs", type=int, default=_DEFAULTS.epochs)
+    parser.add_argument("--lr", type=float, default=_DEFAULTS.learning_rate)
+    parser.add_argument("--batch-size", type=int, default=_DEFAULTS.batch_size)
+    parser.add_argument("--seed", type=int, default=_DEFAULTS.seed)
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        default=_DEFAULTS.max_length,
+        help="longest training sequence in pieces; longer sentences are split between words "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pieces",
+        choices=("all", "first"),
+        default=_DEFAULTS.pieces,
+        help="train all pieces of a word or its first only (default: %(default)s)",
+    )
+    parser.add_argument("--device", default=_DEFAULTS.device, help="auto, cpu or cuda")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the sub-command; returns the exit status."""
+    settings = TeacherSettings(
+        epochs=args.epochs,
+        learning_rate=args.lr,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        max_length=args.max_length,
+        pieces=args.pieces,
+        device=args.device,
+    )
+    label_map = load_label_map(args.label_map) if args.label_map else None
+    record = fine_tune(
+        args.model,
+        [read_labelled(path, label_map) for path in args.train],
+        [read_labelled(path, label_map) for path in args.dev],
+        args.output,
+        settings,
+        command=runs.command_line(args),
+    )
+    metrics = record["metrics"]
+    print(
+        f"{args.output}: dev F1 {metrics['dev']['f1']:.2f} after epoch {metrics['best_epoch']}, "
+        f"{record['seconds']:.0f} s of training"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    _parser = argparse.ArgumentParser(prog="xdistil teacher")
+    add_arguments(_parser)
+    _args = _parser.parse_args()
+    _args.argv = ["teacher", *sys.argv[1:]]
+    sys.exit(run(_args))

@@ -1,0 +1,542 @@
+"""Fine-tuning a Hugging Face encoder into a teacher.
+
+The work goes on in ``OUT.part`` beside the output folder ``OUT``:
+
+    run_key.json       what this run is: settings, labels, digests of data and base model
+    epoch-N/           after N epochs: weights, optimiser state, the best weights so far
+    finished/          the model folder, renamed to OUT when it is complete
+
+Everything random is drawn from the seed and the number of the epoch. So a run that was killed
+and started again ends with the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from tqdm import tqdm
+
+from xdistil_fast.scoring import Scores, score
+from xdistil_fast.train import runs
+from xdistil_fast.train.alignment import (
+    IGNORED,
+    Alignment,
+    align,
+    piece_targets,
+    split_points,
+    tag_ids,
+)
+from xdistil_fast.train.corpora import Corpus, labels_of
+from xdistil_fast.train.teacher import (
+    Teacher,
+    check_vocabulary,
+    load_base,
+    load_tokenizer,
+    pick_device,
+    quiet_transformers,
+    resolve_name,
+    weights_digest,
+)
+
+_POOL = 50  # batches whose sentences are sorted together by length
+_KEY_FILE = "run_key.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSettings:
+    """Settings of a fine-tuning run.
+
+    Attributes:
+        epochs: passes over the training sentences.
+        learning_rate: peak of a linear warm-up and decay to 0.
+        batch_size: sentences a step.
+        seed: of everything random.
+        max_length: pieces a training sequence may have, special tokens not counted; longer
+            sentences are split at word borders. Never more than the model takes.
+        weight_decay: AdamW's, for matrices only.
+        warmup: share of all steps in which the rate rises.
+        clip: bound on the norm of the gradient.
+        pieces: train ``all`` pieces, or only the ``first`` of each word.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+    """
+
+    epochs: int = 4
+    learning_rate: float = 2e-4
+    batch_size: int = 32
+    seed: int = 0
+    max_length: int = 256
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    clip: float = 1.0
+    pieces: Literal["all", "first"] = "all"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("max_length", 2)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value < 2**31:
+                raise ValueError(f"{name} is {value!r}; allowed: whole numbers from {low}")
+        for name, high in (
+            ("learning_rate", 1.0),
+            ("weight_decay", 1.0),
+            ("warmup", 1.0),
+            ("clip", 1e9),
+        ):
+            value = getattr(self, name)
+            zero_ok = name in ("weight_decay", "warmup")
+            if not (0 <= value <= high) or (value == 0 and not zero_ok):
+                above = "0" if zero_ok else "above 0"
+                raise ValueError(f"{name} is {value!r}; allowed: {above} to {high:g}")
+        if self.pieces not in ("all", "first"):
+            raise ValueError(f"pieces is {self.pieces!r}; allowed: 'all', 'first'")
+
+
+@dataclass(slots=True)
+class _State:
+    """Progress of a run; stored as ``state.json`` of each checkpoint."""
+
+    epoch: int
+    best_epoch: int
+    history: list[dict[str, Any]]
+    seconds: float
+
+
+def fine_tune(
+    base: Path | str,
+    train: Sequence[Corpus],
+    dev: Sequence[Corpus],
+    out: Path | str,
+    settings: TeacherSettings | None = None,
+    *,
+    command: Sequence[str] = (),
+    progress: bool = True,
+    on_epoch: Callable[[int, Scores], None] | None = None,
+) -> dict[str, Any]:
+    """Fine-tune an encoder for token classification; keep the epoch that is best on ``dev``.
+
+    Args:
+        base: local folder or Hub id of a Hugging Face encoder.
+        train: labelled corpora to learn from; their entity types make the labels.
+        dev: labelled corpora that choose the epoch, by strict word-level F1.
+        out: folder to make. One made by the same run is left as it is.
+        settings: see :class:`TeacherSettings`.
+        command: argv for ``run.json``.
+        progress: show a bar and one line an epoch on standard error.
+        on_epoch: called after the checkpoint of an epoch is on disk.
+
+    Returns:
+        The content of ``run.json``.
+
+    Raises:
+        ValueError: no entity in ``train``; types in ``dev`` that ``train`` lacks; a base model
+            that does not fit; ``out`` or its ``.part`` holding something else; loss not finite.
+        OSError: a full disk, say. The same command goes on from the last epoch.
+    """
+    settings = settings or TeacherSettings()
+    out = Path(out)
+    name = resolve_name(base)
+    labels = _labels(train, dev)
+    device = pick_device(settings.device)
+    _check_output(out)
+
+    torch.manual_seed(settings.seed)
+    with quiet_transformers():
+        hf_tokenizer = load_tokenizer(name)
+        model = load_base(name, labels)
+    check_vocabulary(name, model, hf_tokenizer)
+    teacher = Teacher(model, hf_tokenizer, labels)
+    key: dict[str, Any] = {
+        "settings": asdict(settings),
+        "labels": labels,
+        "base": weights_digest(model, teacher.tokenizer.to_str()),
+        "train": [c.describe("train") for c in train],
+        "dev": [c.describe("dev") for c in dev],
+    }
+    if out.is_dir() and any(out.iterdir()):
+        return _finished_before(out, key)
+    part = out.with_name(out.name + ".part")
+    _open_part(part, key)
+
+    model.to(device)
+    run = _Run(teacher, settings, part, train, dev, progress)
+    run.go(on_epoch)
+    record = _finish(run, out, name, key, command)
+    shutil.rmtree(part)
+    return record
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is done in hardware there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def epoch_batches(
+    lengths: npt.NDArray[np.integer], batch_size: int, seed: int, epoch: int
+) -> list[npt.NDArray[np.int64]]:
+    """Indices of the sequences of each batch of one epoch.
+
+    Sequences are shuffled, sorted by length within pools of 50 batches, cut into batches, and
+    the batches are shuffled: hardly any padding, and still another order every epoch.
+
+    Args:
+        lengths: [N] pieces of each sequence.
+        batch_size: sequences a batch; one batch may have fewer.
+        seed: of the run.
+        epoch: number of the epoch.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    batches: list[npt.NDArray[np.int64]] = []
+    for start in range(0, len(order), _POOL * batch_size):
+        pool = order[start : start + _POOL * batch_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches.extend(pool[i : i + batch_size] for i in range(0, len(pool), batch_size))
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Factor on the peak learning rate at ``step`` (from 0) of ``steps``."""
+    rising = math.ceil(steps * warmup)
+    if step < rising:
+        return (step + 1) / rising
+    return (steps - step) / max(1, steps - rising)
+
+
+class _Run:
+    """One training run: data on pieces, optimiser, checkpoints."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        settings: TeacherSettings,
+        part: Path,
+        train: Sequence[Corpus],
+        dev: Sequence[Corpus],
+        progress: bool,
+    ) -> None:
+        self.teacher, self.settings, self.part, self.progress = teacher, settings, part, progress
+        self.model = teacher.model
+        self.device = teacher.device
+        words, tags = _words_and_tags(train)
+        alignment = align(teacher.tokenizer, words)
+        self.ids = alignment.ids.astype(np.int64)
+        self.targets = piece_targets(
+            alignment, tag_ids(tags, teacher.labels), teacher.labels, settings.pieces
+        )
+        self.max_length = min(settings.max_length, teacher.max_pieces)
+        self.runs = [
+            run
+            for i in range(len(alignment))
+            for run in split_points(alignment, i, self.max_length)
+        ]
+        if not self.runs:
+            raise ValueError("train: the tokeniser makes no piece of any of these words")
+        self.lengths = np.array([stop - start for start, stop in self.runs], dtype=np.int64)
+        dev_words, self.dev_tags = _words_and_tags(dev)
+        self.dev_alignment: Alignment = align(teacher.tokenizer, dev_words)
+        self.steps_per_epoch = math.ceil(len(self.runs) / settings.batch_size)
+        self.names = dict(self.model.named_parameters())
+        self.optimizer = self._optimizer()
+        self.autocast = fast_bf16(self.device)
+        self.state = _State(0, 0, [], 0.0)
+        self.best: dict[str, torch.Tensor] = {}
+
+    def go(self, on_epoch: Callable[[int, Scores], None] | None) -> None:
+        """Train the epochs that are left, with a checkpoint after each."""
+        self._restore()
+        for epoch in range(self.state.epoch + 1, self.settings.epochs + 1):
+            started = time.perf_counter()
+            loss = self._epoch(epoch)
+            scores = self._evaluate()
+            best = max((h["dev_f1"] for h in self.state.history), default=-1.0)
+            if scores.f1 > best:
+                self.state.best_epoch = epoch
+                self.best = {
+                    k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()
+                }
+            seconds = time.perf_counter() - started
+            self.state.epoch = epoch
+            self.state.seconds += seconds
+            self.state.history.append(
+                {"epoch": epoch, "loss": loss, "dev_f1": scores.f1, "seconds": round(seconds, 3)}
+            )
+            self._save()
+            self._say(
+                f"epoch {epoch}/{self.settings.epochs}: loss {loss:.4f}, dev F1 {scores.f1:.2f}, "
+                f"{seconds:.0f} s"
+            )
+            if on_epoch is not None:
+                on_epoch(epoch, scores)
+        self.model.load_state_dict(self.best)
+
+    def _epoch(self, epoch: int) -> float:
+        """One pass; returns the mean loss of its steps."""
+        settings = self.settings
+        steps = self.steps_per_epoch * settings.epochs
+        done = self.steps_per_epoch * (epoch - 1)
+        # Dropout depends on seed and epoch only, so that a resumed run draws the same.
+        torch.manual_seed(int(np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0]))
+        self.model.train()
+        total = 0.0
+        batches = epoch_batches(self.lengths, settings.batch_size, settings.seed, epoch)
+        bar = tqdm(
+            batches,
+            desc=f"epoch {epoch}/{settings.epochs}",
+            unit="batch",
+            disable=None if self.progress else True,
+            dynamic_ncols=True,
+            leave=False,
+        )
+        for number, batch in enumerate(bar):
+            rate = settings.learning_rate * rate_factor(done + number, steps, settings.warmup)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = self._step([self.runs[i] for i in batch])
+            total += loss
+            bar.set_postfix(loss=f"{total / (number + 1):.4f}", refresh=False)
+        return total / len(batches)
+
+    def _step(self, runs: Sequence[tuple[int, int]]) -> float:
+        input_ids, mask = self.teacher.collate([self.ids[a:b] for a, b in runs])
+        targets = np.full_like(input_ids, IGNORED)
+        begin = len(self.teacher.prefix_ids)
+        for row, (start, stop) in enumerate(runs):
+            targets[row, begin : begin + stop - start] = self.targets[start:stop]
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            logits = self.model(
+                input_ids=torch.from_numpy(input_ids).to(self.device),
+                attention_mask=torch.from_numpy(mask).to(self.device),
+            ).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.float().view(-1, logits.shape[-1]),
+            torch.from_numpy(targets).to(self.device).view(-1),
+            ignore_index=IGNORED,
+        )
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the loss became {value}; a lower learning rate than "
+                f"{self.settings.learning_rate:g} may help"
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.names.values(), self.settings.clip)
+        self.optimizer.step()
+        return value
+
+    def _evaluate(self) -> Scores:
+        with tqdm(
+            total=len(self.dev_alignment),
+            desc="dev",
+            unit="sentence",
+            disable=None if self.progress else True,
+            dynamic_ncols=True,
+            leave=False,
+        ) as bar:
+            return score(self.dev_tags, self.teacher.tag(self.dev_alignment, bar.update))
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        trained = [p for p in self.names.values() if p.requires_grad]
+        return torch.optim.AdamW(
+            [
+                {
+                    "params": [p for p in trained if p.ndim > 1],
+                    "weight_decay": self.settings.weight_decay,
+                },
+                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=self.settings.learning_rate,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+
+    def _save(self) -> None:
+        """Checkpoint of this epoch, written beside and renamed; then the older one goes."""
+        epoch = self.state.epoch
+        fresh = self.part / f"epoch-{epoch}.tmp"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        try:
+            weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            safetensors.torch.save_file(weights, fresh / "weights.safetensors")
+            safetensors.torch.save_file(self.best, fresh / "best.safetensors")
+            moments = {
+                f"{slot}/{name}": tensor.detach().cpu()
+                for name, parameter in self.names.items()
+                for slot, tensor in self.optimizer.state[parameter].items()
+            }
+            safetensors.torch.save_file(moments, fresh / "optimizer.safetensors")
+            runs.write_json(fresh / "state.json", asdict(self.state))
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        os.rename(fresh, self.part / f"epoch-{epoch}")
+        for older in self.part.glob("epoch-*"):
+            if older.name != f"epoch-{epoch}":
+                shutil.rmtree(older, ignore_errors=True)
+
+    def _restore(self) -> None:
+        """Take up the newest complete checkpoint, if there is one."""
+        numbers = [
+            int(folder.name[6:])
+            for folder in self.part.glob("epoch-*")
+            if folder.name[6:].isdecimal()
+        ]
+        if not numbers:
+            return
+        folder = self.part / f"epoch-{max(numbers)}"
+        try:
+            self.model.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))
+            self.best = safetensors.torch.load_file(folder / "best.safetensors")
+            moments = safetensors.torch.load_file(folder / "optimizer.safetensors")
+            self.state = _State(**json.loads((folder / "state.json").read_text("utf-8")))
+        except (safetensors.SafetensorError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder}: damaged checkpoint ({error}); remove {self.part} to start anew"
+            ) from None
+        for key, tensor in moments.items():
+            slot, _, name = key.partition("/")
+            parameter = self.names[name]
+            self.optimizer.state[parameter][slot] = tensor.to(self.device)
+        self._say(f"going on after epoch {self.state.epoch} of {self.settings.epochs}")
+
+    def _say(self, line: str) -> None:
+        if self.progress:
+            tqdm.write(line, file=sys.stderr)
+
+
+def _finish(
+    run: _Run, out: Path, base: str, key: dict[str, Any], command: Sequence[str]
+) -> dict[str, Any]:
+    """Write the model folder from the best epoch and move it to ``out``."""
+    teacher, state = run.teacher, run.state
+    folder = run.part / "finished"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    run.model.to("cpu").eval()
+    with quiet_transformers():
+        run.model.save_pretrained(folder)
+        teacher.hf_tokenizer.save_pretrained(folder)
+    scores = run._evaluate()
+    record = runs.run_record(
+        "teacher",
+        command=command,
+        settings={**key["settings"], "max_length": run.max_length, "base": Path(base).name},
+        metrics={
+            "dev": scores.to_dict(),
+            "best_epoch": state.best_epoch,
+            "epochs": state.history,
+            "parameters": teacher.parameters,
+        },
+        data=[*key["train"], *key["dev"]],
+        seconds=state.seconds,
+        digest=Teacher.from_pretrained(folder, device="cpu").digest(),
+        threads=torch.get_num_threads(),
+        labels=teacher.labels,
+        precision="bfloat16" if run.autocast else "float32",
+        key=key,
+    )
+    runs.write_run(folder, record)
+    os.replace(folder, out)
+    return record
+
+
+def _labels(train: Sequence[Corpus], dev: Sequence[Corpus]) -> list[str]:
+    if not train or not dev:
+        raise ValueError("both train and dev need at least one corpus")
+    types = frozenset[str]().union(*(c.types for c in train))
+    if not types:
+        raise ValueError(f"{train[0].path}: no entity in the training sentences")
+    for corpus in dev:
+        if unknown := sorted(corpus.types - types):
+            raise ValueError(
+                f"{corpus.path}: entity types {unknown} do not occur in train, which has "
+                f"{sorted(types)}; a label map can rename or drop them"
+            )
+    return labels_of(types)
+
+
+def _words_and_tags(
+    corpora: Sequence[Corpus],
+) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    sentences = [s for corpus in corpora for s in corpus.sentences]
+    return [s.words or () for s in sentences], [s.tags or () for s in sentences]
+
+
+def _check_output(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; the output must be a new folder")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out}: the folder {out.parent} does not exist")
+    if out.is_dir() and any(out.iterdir()) and not (out / runs.RUN_FILE).is_file():
+        raise ValueError(f"{out} exists and holds no {runs.RUN_FILE}; give a new folder")
+
+
+def _finished_before(out: Path, key: dict[str, Any]) -> dict[str, Any]:
+    record = runs.read_run(out)
+    if record.get("key") != key:
+        raise ValueError(
+            f"{out} holds the result of another run ({_difference(record.get('key'), key)}); "
+            "give a new folder or remove it"
+        )
+    return record
+
+
+def _open_part(part: Path, key: dict[str, Any]) -> None:
+    """Make the working folder, or check that the one there belongs to this very run."""
+    key_file = part / _KEY_FILE
+    if key_file.is_file():
+        try:
+            old = json.loads(key_file.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{key_file}: damaged ({error}); remove {part}") from None
+        if old != key:
+            raise ValueError(
+                f"{part} holds an unfinished run that differs ({_difference(old, key)}); give "
+                "the same arguments to go on with it, or remove it"
+            )
+        return
+    if part.is_dir() and any(part.iterdir()):
+        raise ValueError(f"{part} exists and is no unfinished run of ours; remove it")
+    part.mkdir(exist_ok=True)
+    runs.write_json(key_file, key)
+
+
+def _difference(old: object, new: dict[str, Any]) -> str:
+    """Which entries of two run keys differ, for a message."""
+    if not isinstance(old, dict):
+        return "not a teacher of ours"
+
+    def flat(value: dict[str, Any]) -> Iterator[tuple[str, object]]:
+        for name, entry in value.items():
+            if isinstance(entry, dict):
+                yield from entry.items()
+            else:
+                yield name, entry
+
+    before, after = dict(flat(old)), dict(flat(new))
+    parts = []
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            if isinstance(after.get(name), (int, float, str)):
+                shown = f": {before.get(name)!r} there, {after.get(name)!r} here"
+            else:
+                shown = ""
+            parts.append(name + shown)
+    return "; ".join(parts)

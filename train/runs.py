@@ -1,0 +1,151 @@
+"""``run.json``: what every long command leaves beside its result, and what reports read."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+RUN_FILE = "run.json"
+Kind: TypeAlias = Literal["teacher", "student", "eval"]
+
+_PACKAGES = ("xdistil-fast", "numpy", "tokenizers", "safetensors", "torch", "transformers")
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+def machine_info(threads: int | None = None) -> dict[str, Any]:
+    """The machine and the versions a figure was made with; nothing that names the host.
+
+    Args:
+        threads: threads the work used; all usable cores when None.
+    """
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cores = usable_cores()
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "threads": cores if threads is None else threads,
+        "isa": _active_isa(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _active_isa() -> str | None:
+    """Instruction set of the kernels; None where the extension is not built."""
+    try:
+        from xdistil_fast import _core
+    except ImportError:
+        return None
+    return str(_core.active_isa())
+
+
+def command_line(args: argparse.Namespace) -> list[str]:
+    """The command as typed: ``xdistil`` and the arguments the parser was given.
+
+    ``args.argv`` holds those where the caller of the parser has kept them.
+    """
+    return ["xdistil", *getattr(args, "argv", sys.argv[1:])]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON beside ``path`` and rename it there, so that no reader sees half a file."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream, ensure_ascii=False, indent=2)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, path)
+
+
+def run_record(
+    kind: Kind,
+    *,
+    command: Sequence[str],
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    data: Sequence[Mapping[str, Any]],
+    seconds: float,
+    digest: str,
+    threads: int | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Content of ``run.json``.
+
+    Args:
+        kind: what the run made.
+        command: argv as typed, see :func:`command_line`.
+        settings: all settings, defaults included.
+        metrics: figures of the result.
+        data: one entry a file: role, name, digest, sentences, words.
+        seconds: wall-clock time, over all attempts of a resumed run.
+        digest: SHA-256 of the model, see the maker of the run.
+        threads: threads used; all usable cores when None.
+        **more: further keys of this kind of run.
+    """
+    return {
+        "kind": kind,
+        "command": list(command),
+        "settings": dict(settings),
+        "metrics": dict(metrics),
+        "data": [dict(entry) for entry in data],
+        "machine": machine_info(threads),
+        "seconds": round(seconds, 3),
+        "digest": digest,
+        **more,
+    }
+
+
+def write_run(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write ``record`` as ``run.json`` of ``folder``."""
+    write_json(folder / RUN_FILE, record)
+
+
+def read_run(path: Path | str) -> dict[str, Any]:
+    """Read ``run.json`` of a run folder, or a JSON file of the same form.
+
+    Raises:
+        ValueError: the file is not JSON or not of a known kind.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / RUN_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from None
+    kind = record.get("kind") if isinstance(record, dict) else None
+    if kind not in ("teacher", "student", "eval"):
+        raise ValueError(f"{path}: kind is {kind!r}; allowed: 'teacher', 'student', 'eval'")
+    assert isinstance(record, dict)
+    return record
