@@ -1,0 +1,267 @@
+"""Text to word pieces, words, windows, and back to exact character spans.
+
+Offsets are code points of the original string. The `tokenizers` library keeps them through every
+normaliser (lower-casing, NFD, stripped accents), but leaves out characters it drops, so a span is
+finished here: no white space at its ends, and never a letter without its combining marks.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_JOINER = "\u200d"
+_SKIN_TONES = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
+# Marks by which SentencePiece, byte-level BPE and WordPiece say "begins" or "continues a word".
+_PIECE_MARKS = ("\u2581", "\u0120", "##")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Word pieces of N texts, ragged.
+
+    Attributes:
+        ids: int32 [total], ids of all pieces.
+        cu_pieces: int32 [N + 1], where each text's pieces begin; the last entry is total.
+        first: int64 [W], index of the first piece of every word.
+        cu_words: int32 [N + 1], where each text's words begin in `first`.
+        positions: int64 [W], which word of its text it is: for pre-tokenised text the index of the
+            input word (one without any piece is missing here), else the tokenizer's own count.
+        encodings: of each text, for `piece_span`.
+    """
+
+    ids: NDArray[np.int32]
+    cu_pieces: NDArray[np.int32]
+    first: NDArray[np.int64]
+    cu_words: NDArray[np.int32]
+    positions: NDArray[np.int64]
+    encodings: list[Encoding]
+
+    def span(self, text: int, start: int, stop: int) -> tuple[int, int]:
+        """Characters from the first to the last piece of words `start` to `stop` (exclusive).
+
+        Args:
+            text: index of the text.
+            start: index into `first`.
+            stop: likewise, above `start`, both within the text.
+
+        Returns:
+            Start and end in code points of the text, as the tokenizer reports them.
+        """
+        base, limit = int(self.cu_pieces[text]), int(self.cu_pieces[text + 1])
+        last = int(self.first[stop]) if stop < int(self.cu_words[text + 1]) else limit
+        encoding = self.encodings[text]
+        begin = encoding.token_to_chars(int(self.first[start]) - base)
+        end = encoding.token_to_chars(last - 1 - base)
+        if begin is None or end is None:  # a piece the tokenizer made up has no characters
+            return 0, 0
+        return begin[0], end[1]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Pieces `start` to `stop` are read, `core_start` to `core_stop` are kept."""
+
+    start: int
+    stop: int
+    core_start: int
+    core_stop: int
+
+
+class TextEncoder:
+    """Turns batches of texts into ragged pieces.
+
+    A word of running text is a word of the tokenizer's pre-tokenizer. Where that one leaves
+    punctuation attached (SentencePiece cuts at white space only), pieces of punctuation stand
+    alone, as they do in the corpora the models learn from.
+
+    Args:
+        tokenizer: truncation and padding off, never changed after this.
+        threads: 1 keeps to the calling thread; any other number lets `tokenizers` use its pool.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, threads: int = 0) -> None:
+        self._tokenizer = tokenizer
+        self._threads = threads
+        self._breaks = _punctuation_pieces(tokenizer)
+
+    def encode_texts(self, texts: Sequence[str]) -> Encoded:
+        """Encodes N running texts; a lone surrogate is read as U+FFFD, offsets stay."""
+        try:
+            encodings = self._encode(texts)
+        except TypeError:
+            # What it says of a str with lone surrogates, which no UTF-8 can carry.
+            encodings = self._encode([_SURROGATE.sub("\ufffd", text) for text in texts])
+        return self._ragged(encodings, split=True)
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> Encoded:
+        """Encodes N texts that are already split; a word without any piece has none here."""
+        try:
+            encodings = self._encode(sentences)
+        except TypeError:
+            clean = [[_SURROGATE.sub("\ufffd", word) for word in words] for words in sentences]
+            encodings = self._encode(clean)
+        return self._ragged(encodings, split=False)
+
+    def _encode(self, batch: Sequence[str] | Sequence[Sequence[str]]) -> list[Encoding]:
+        words = bool(batch) and not isinstance(batch[0], str)
+        if self._threads == 1:
+            return [
+                self._tokenizer.encode(item, is_pretokenized=words, add_special_tokens=False)
+                for item in batch
+            ]
+        encodings: list[Encoding] = self._tokenizer.encode_batch(
+            list(batch), is_pretokenized=words, add_special_tokens=False
+        )
+        return encodings
+
+    def _ragged(self, encodings: list[Encoding], split: bool) -> Encoded:
+        lengths = [len(encoding) for encoding in encodings]
+        cu_pieces = np.zeros(len(encodings) + 1, np.int64)
+        np.cumsum(lengths, out=cu_pieces[1:])
+        total = int(cu_pieces[-1])
+        if total > np.iinfo(np.int32).max:
+            raise ValueError(f"texts have {total} pieces together; at most 2**31 - 1 are allowed")
+        ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32, total)
+        words = np.fromiter(
+            # None: a piece outside any word, its own word here.
+            chain.from_iterable(
+                (-1 - at if word is None else word for at, word in enumerate(e.word_ids))
+                for e in encodings
+            ),
+            np.int64,
+            total,
+        )
+        starts = np.ones(total, bool)
+        starts[1:] = words[1:] != words[:-1]
+        if split and self._breaks is not None:
+            breaks, bare = self._breaks
+            starts[1:] |= (breaks[ids[1:]] | breaks[ids[:-1]]) & ~bare[ids[:-1]]
+        starts[cu_pieces[:-1][np.diff(cu_pieces) > 0]] = True
+        first = np.flatnonzero(starts)
+        return Encoded(
+            ids,
+            cu_pieces.astype(np.int32),
+            first,
+            np.searchsorted(first, cu_pieces).astype(np.int32),
+            words[first],
+            encodings,
+        )
+
+
+def plan_windows(
+    length: int, window: int, stride: int, word_starts: NDArray[np.int64]
+) -> list[Window]:
+    """Cuts a long text into overlapping windows, at word borders where there are any.
+
+    Every piece is in the core of exactly one window, and unless it is near an end of the text has
+    about `stride // 2` pieces of context on either side. Depends on this text alone.
+
+    Args:
+        length: pieces of the text.
+        window: most pieces of one window.
+        stride: pieces two neighbours share; below `window`.
+        word_starts: ascending piece indices at which words begin.
+
+    Returns:
+        Windows in order; one covering everything if `length` is at most `window`, none for 0.
+    """
+    if length == 0:
+        return []
+    left = stride // 2
+    right = stride - left
+    out: list[Window] = []
+    core = 0
+    while True:
+        start = max(0, core - left)
+        if start + window >= length:  # the last one takes all the context that fits
+            start = max(0, length - window)
+            out.append(Window(_word_at_or_after(word_starts, start, core), length, core, length))
+            return out
+        start = _word_at_or_after(word_starts, start, core)
+        stop = min(start + window, length)
+        core_stop = _word_at_or_before(word_starts, stop - right, core)
+        out.append(Window(start, _word_at_or_before(word_starts, stop, core_stop), core, core_stop))
+        core = core_stop
+
+
+def _word_at_or_after(word_starts: NDArray[np.int64], piece: int, limit: int) -> int:
+    at = int(np.searchsorted(word_starts, piece))
+    found = int(word_starts[at]) if at < len(word_starts) else limit + 1
+    return found if found <= limit else piece
+
+
+def _word_at_or_before(word_starts: NDArray[np.int64], piece: int, above: int) -> int:
+    at = int(np.searchsorted(word_starts, piece, side="right")) - 1
+    found = int(word_starts[at]) if at >= 0 else above
+    return found if found > above else piece
+
+
+def finish_span(text: str, start: int, end: int, floor: int = 0) -> tuple[int, int]:
+    """Makes a tokenizer's span one that a reader would mark.
+
+    White space at either end is left out. Combining marks (and what a zero-width joiner joins) stay
+    with the letter before them: an end moves on over them, a start moves back to the letter.
+
+    Args:
+        text: the original string.
+        start: first code point.
+        end: one past the last.
+        floor: nothing before it may be taken; the end of the entity before this one.
+
+    Returns:
+        Start and end; equal if nothing is left.
+    """
+    start = max(start, floor)
+    end = max(start, end)
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    while end > start and end < len(text) and _continues(text, end):
+        end += 1
+    letter = start
+    while letter > floor and letter < end and _continues(text, letter):
+        letter -= 1
+    # A mark without a letter (it follows white space, or the text begins with it) is left out.
+    if letter < end and not _continues(text, letter) and not text[letter].isspace():
+        start = letter
+    while start < end and (text[start].isspace() or _continues(text, start)):
+        start += 1
+    return start, end
+
+
+def _continues(text: str, at: int) -> bool:
+    """Whether the character at `at` belongs to the one before it."""
+    char = text[at]
+    if char < "\u0300":
+        # Also after a joiner: a joiner before ASCII joins nothing.
+        return False
+    if unicodedata.category(char)[0] == "M" or char == _JOINER or char in _SKIN_TONES:
+        return True
+    return at > 0 and text[at - 1] == _JOINER
+
+
+def _punctuation_pieces(
+    tokenizer: Tokenizer,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """By id: pieces of punctuation only, and bare word marks; None if words never hold both."""
+    splitter = tokenizer.pre_tokenizer
+    if splitter is not None and len(splitter.pre_tokenize_str("a,b")) == 3:
+        return None
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    size = max(vocabulary.values()) + 1
+    breaks, bare = np.zeros(size, bool), np.zeros(size, bool)
+    for piece, index in vocabulary.items():
+        core = piece
+        for mark in _PIECE_MARKS:
+            core = core.removeprefix(mark)
+        bare[index] = not core
+        breaks[index] = bool(core) and all(unicodedata.category(c)[0] in "PS" for c in core)
+    return breaks, bare
