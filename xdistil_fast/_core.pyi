@@ -1,0 +1,112 @@
+"""Type stubs of the compiled kernels, kept equal to the module by mypy.stubtest.
+
+All arrays are C-contiguous NumPy arrays of one dtype, float32 or float64; outputs are allocated by
+the caller. `cu_seqlens` is int32 [B+1], starts at 0, ascends and ends at `total`. `threads=0` means
+`default_threads()`. Results depend neither on `threads` nor on what else is in the batch. Bad input
+raises ValueError or TypeError before any work; csrc/xdf/kernels.h holds the contracts.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_Floats = npt.NDArray[np.floating[Any]]
+_Ints = npt.NDArray[np.int32]
+
+__version__: str
+
+def isas_compiled() -> list[str]: ...
+def isas_available() -> list[str]: ...
+def active_isa() -> str: ...
+def set_isa(name: str) -> None: ...
+def default_threads() -> int: ...
+
+class BiLSTMWeights:
+    def __init__(self, weights: Sequence[_Floats]) -> None: ...
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+def bilstm_forward(
+    weights: BiLSTMWeights, x: _Floats, cu_seqlens: _Ints, out: _Floats, threads: int = 0
+) -> None: ...
+def bilstm_reserve_size(total: int, hidden_size: int) -> int: ...
+def bilstm_forward_train(
+    weights: BiLSTMWeights,
+    x: _Floats,
+    cu_seqlens: _Ints,
+    out: _Floats,
+    reserve: _Floats,
+    threads: int = 0,
+) -> None: ...
+def bilstm_backward(
+    weights: BiLSTMWeights,
+    x: _Floats,
+    cu_seqlens: _Ints,
+    out: _Floats,
+    reserve: _Floats,
+    grad_out: _Floats,
+    grad_x: _Floats | None,
+    grad_weights: Sequence[_Floats],
+    threads: int = 0,
+) -> None: ...
+
+class LinearWeights:
+    def __init__(self, weight: _Floats, bias: _Floats | None = None) -> None: ...
+
+def linear(weights: LinearWeights, x: _Floats, out: _Floats, threads: int = 0) -> None: ...
+def softmax(logits: _Floats, out: _Floats, threads: int = 0) -> None: ...
+def embedding_gather(table: _Floats, ids: _Ints, out: _Floats, threads: int = 0) -> None: ...
+def embedding_grad(
+    ids: _Ints, grad_out: _Floats, grad_table: _Floats, threads: int = 0
+) -> None: ...
+def crf_log_likelihood(
+    emissions: _Floats,
+    cu_seqlens: _Ints,
+    tags: _Ints,
+    start: _Floats,
+    end: _Floats,
+    transitions: _Floats,
+    out: _Floats,
+    threads: int = 0,
+) -> None: ...
+def crf_log_likelihood_grad(
+    emissions: _Floats,
+    cu_seqlens: _Ints,
+    tags: _Ints,
+    start: _Floats,
+    end: _Floats,
+    transitions: _Floats,
+    grad_out: _Floats,
+    grad_emissions: _Floats,
+    grad_start: _Floats,
+    grad_end: _Floats,
+    grad_transitions: _Floats,
+    threads: int = 0,
+) -> None: ...
+def crf_marginals(
+    emissions: _Floats,
+    cu_seqlens: _Ints,
+    start: _Floats,
+    end: _Floats,
+    transitions: _Floats,
+    out: _Floats,
+    threads: int = 0,
+) -> None: ...
+def crf_viterbi(
+    emissions: _Floats,
+    cu_seqlens: _Ints,
+    start: _Floats,
+    end: _Floats,
+    transitions: _Floats,
+    tags: _Ints,
+    scores: _Floats,
+    threads: int = 0,
+) -> None: ...
