@@ -1,0 +1,322 @@
+#include "cpu/bilstm.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "cpu/dispatch.h"
+#include "cpu/parallel.h"
+
+namespace xdf {
+namespace {
+
+// Elements of a [K, N] matrix packed in panels.
+size_t packed_size(int K, int N, int lanes) {
+  return static_cast<size_t>(K) * static_cast<size_t>(round_up(N, lanes));
+}
+
+// Packs B[k, n] = at(k, n) into panels; at(k, n) is asked only for n < N.
+template <class T, class At>
+T* pack_panels(T* to, int K, int N, int lanes, At at) {
+  const int num_vecs = (N + lanes - 1) / lanes;
+  int col = 0;
+  for (int p = 0; N > 0 && p < panel_count(num_vecs); ++p) {
+    const int columns = panel_vecs(num_vecs, p) * lanes;
+    for (int k = 0; k < K; ++k)
+      for (int c = 0; c < columns; ++c) *to++ = col + c < N ? at(k, col + c) : T(0);
+    col += columns;
+  }
+  return to;
+}
+
+// w [4H, K] in torch's order -> [unit block][K][4 gates][lanes]
+template <class T>
+T* pack_gates(T* to, const T* w, int K, int H, int lanes) {
+  for (int unit = 0; unit < H; unit += lanes) {
+    for (int gate = 0; gate < 4; ++gate) {
+      for (int lane = 0; lane < lanes; ++lane) {
+        T* column = to + gate * lanes + lane;
+        if (unit + lane < H) {
+          const T* row = w + (static_cast<ptrdiff_t>(gate) * H + unit + lane) * K;
+          for (int k = 0; k < K; ++k) column[static_cast<ptrdiff_t>(k) * 4 * lanes] = row[k];
+        } else {
+          for (int k = 0; k < K; ++k) column[static_cast<ptrdiff_t>(k) * 4 * lanes] = T(0);
+        }
+      }
+    }
+    to += static_cast<ptrdiff_t>(K) * 4 * lanes;
+  }
+  return to;
+}
+
+// w [4H, N] in torch's order -> panels of B[m, n] with m interleaved
+template <class T>
+T* pack_gate_rows(T* to, const T* w, int N, int H, int lanes) {
+  return pack_panels(to, 4 * round_up(H, lanes), N, lanes, [=](int m, int n) {
+    const int gate = m / lanes % 4, unit = m / (4 * lanes) * lanes + m % lanes;
+    return unit < H ? w[(static_cast<ptrdiff_t>(gate) * H + unit) * N + n] : T(0);
+  });
+}
+
+// Sequences by descending length (ties in order), empty ones left out.
+std::vector<int32_t> by_length(const int32_t* cu_seqlens, int batch) {
+  std::vector<int32_t> order;
+  order.reserve(static_cast<size_t>(batch));
+  for (int b = 0; b < batch; ++b)
+    if (cu_seqlens[b + 1] > cu_seqlens[b]) order.push_back(b);
+  std::stable_sort(order.begin(), order.end(), [=](int32_t a, int32_t b) {
+    return cu_seqlens[a + 1] - cu_seqlens[a] > cu_seqlens[b + 1] - cu_seqlens[b];
+  });
+  return order;
+}
+
+// The batch cut into groups of sequences of like length, each to be run once in each direction.
+class Plan {
+ public:
+  Plan(const int32_t* cu_seqlens, int batch, int threads) {
+    const std::vector<int32_t> order = by_length(cu_seqlens, batch);
+    const int n = static_cast<int>(order.size());
+    first_[0].resize(order.size());
+    first_[1].resize(order.size());
+    length_.resize(order.size());
+    for (size_t r = 0; r < order.size(); ++r) {
+      first_[0][r] = cu_seqlens[order[r]];
+      first_[1][r] = cu_seqlens[order[r] + 1] - 1;
+      length_[r] = cu_seqlens[order[r] + 1] - cu_seqlens[order[r]];
+    }
+    const int per_direction = (std::max(threads, 1) + 1) / 2;
+    int groups = std::max((n + kMaxGroupRows - 1) / kMaxGroupRows, std::min(n, per_direction));
+    for (int start = 0; groups > 0; --groups) {
+      const int rows = (n - start + groups - 1) / groups;
+      starts_.push_back({start, rows});
+      start += rows;
+    }
+  }
+
+  int tasks() const { return 2 * static_cast<int>(starts_.size()); }
+  static int direction(int task) { return task & 1; }
+  LstmGroup group(int task) const {
+    const auto [start, rows] = starts_[static_cast<size_t>(task / 2)];
+    const int d = direction(task);
+    return {first_[d].data() + start, length_.data() + start, rows, d == 1};
+  }
+
+ private:
+  std::vector<int32_t> first_[2], length_;
+  std::vector<std::pair<int, int>> starts_;
+};
+
+// Workspace of the calling thread, handed out by slot to those that work for it.
+template <class T>
+T* thread_workspace(size_t size) {
+  static thread_local AlignedBuffer<T> buffer;
+  return buffer.reserve(size);
+}
+
+}  // namespace
+
+template <class T>
+BiLstmWeights<T>::BiLstmWeights(const Direction& forward, const Direction& reverse, int I, int H,
+                                bool training)
+    : table_(kernels<T>()) {
+  const int lanes = table_.lanes;
+  const int Hp = round_up(H, kHiddenAlign);
+  const int m = 4 * round_up(H, lanes);  // interleaved gate columns
+  size_t each = static_cast<size_t>(m) * static_cast<size_t>(I + H) + 4 * static_cast<size_t>(Hp);
+  if (training) each += packed_size(m, I, lanes) + packed_size(m, H, lanes);
+  T* to = memory_.reserve(2 * each);
+  for (int d = 0; d < 2; ++d) {
+    const Direction& from = d == 0 ? forward : reverse;
+    LstmWeights<T>& packed = directions_[d];
+    packed.input_size = I;
+    packed.hidden_size = H;
+    packed.bias = to;
+    for (int k = 0; k < 4 * Hp; ++k) {
+      const int gate = k / lanes % 4, unit = k / (4 * lanes) * lanes + k % lanes;
+      to[k] = unit < H ? from.b_ih[gate * H + unit] + from.b_hh[gate * H + unit] : T(0);
+    }
+    to += 4 * Hp;
+    packed.input = to;
+    to = pack_gates(to, from.w_ih, I, H, lanes);
+    packed.recurrent = to;
+    to = pack_gates(to, from.w_hh, H, H, lanes);
+    packed.input_t = packed.recurrent_t = nullptr;
+    if (training) {
+      packed.input_t = to;
+      to = pack_gate_rows(to, from.w_ih, I, H, lanes);
+      packed.recurrent_t = to;
+      to = pack_gate_rows(to, from.w_hh, H, H, lanes);
+    }
+  }
+}
+
+template <class T>
+void bilstm_forward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens, int batch,
+                    T* out, T* reserve, int threads) {
+  if (threads <= 0) threads = default_threads();
+  const int H = weights.hidden_size();
+  const Plan plan(cu_seqlens, batch, threads);
+  const size_t reserve_direction = lstm_reserve_size(cu_seqlens[batch], H) / 2;
+  const size_t size = lstm_forward_workspace(H);
+  T* workspace =
+      thread_workspace<T>(size * static_cast<size_t>(parallel_slots(plan.tasks(), threads)));
+  parallel_for(plan.tasks(), threads, [&](int task, int slot) {
+    const int d = Plan::direction(task);
+    weights.table().lstm_forward({weights.direction(d), plan.group(task), x, out + d * H, 2 * H,
+                                  reserve == nullptr ? nullptr : reserve + static_cast<size_t>(d) * reserve_direction,
+                                  workspace + static_cast<size_t>(slot) * size});
+  });
+}
+
+template <class T>
+void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens, int batch,
+                     const T* out, T* reserve, const T* grad_out, T* grad_x, const LstmGrads<T>* grads,
+                     int threads) {
+  if (threads <= 0) threads = default_threads();
+  const KernelTable<T>& table = weights.table();
+  const int H = weights.hidden_size();
+  const int I = weights.input_size();
+  const int64_t total = cu_seqlens[batch];
+  const size_t reserve_direction = lstm_reserve_size(total, H) / 2;
+  const ptrdiff_t reserve_row = 5 * static_cast<ptrdiff_t>(round_up(H, kHiddenAlign));
+  const int m_total = 4 * round_up(H, table.lanes);
+
+  {
+    const Plan plan(cu_seqlens, batch, threads);
+    const size_t size = lstm_backward_workspace(H);
+    T* workspace =
+        thread_workspace<T>(size * static_cast<size_t>(parallel_slots(plan.tasks(), threads)));
+    parallel_for(plan.tasks(), threads, [&](int task, int slot) {
+      const int d = Plan::direction(task);
+      table.lstm_backward({weights.direction(d), plan.group(task), grad_out + d * H, 2 * H,
+                           reserve + static_cast<size_t>(d) * reserve_direction,
+                           workspace + static_cast<size_t>(slot) * size});
+    });
+  }
+
+  if (grad_x != nullptr && total > 0) {
+    constexpr int kRows = 96;  // tokens a task: W_ih is fetched once for them
+    const int tasks = static_cast<int>((total + kRows - 1) / kRows);
+    parallel_for(tasks, threads, [&](int task, int) {
+      const T* a_rows[kRows];
+      T* c_rows[kRows];
+      const int64_t start = static_cast<int64_t>(task) * kRows;
+      const int rows = static_cast<int>(std::min<int64_t>(kRows, total - start));
+      for (int d = 0; d < 2; ++d) {
+        for (int r = 0; r < rows; ++r) {
+          a_rows[r] = reserve + static_cast<size_t>(d) * reserve_direction + (start + r) * reserve_row;
+          c_rows[r] = grad_x + (start + r) * I;
+        }
+        table.gemm({a_rows, 1, rows, {weights.direction(d).input_t, m_total, I}, c_rows, nullptr, d == 1});
+      }
+    });
+  }
+
+  // Inputs of each token's gates: x, and h of the step before (none at a sequence's first step).
+  std::vector<const T*> x_rows(static_cast<size_t>(total)), h_rows[2];
+  for (int64_t t = 0; t < total; ++t) x_rows[static_cast<size_t>(t)] = x + t * I;
+  for (auto& rows : h_rows) rows.assign(static_cast<size_t>(total), nullptr);
+  for (int b = 0; b < batch; ++b) {
+    for (int64_t t = cu_seqlens[b]; t + 1 < cu_seqlens[b + 1]; ++t) {
+      h_rows[0][static_cast<size_t>(t + 1)] = out + t * 2 * H;
+      h_rows[1][static_cast<size_t>(t)] = out + (t + 1) * 2 * H + H;
+    }
+  }
+  const int block = 4 * table.lanes;
+  const int blocks = m_total / block;
+  const int parts = std::max(1, std::min(blocks, (threads + 1) / 2));  // of the gate columns
+  const size_t size = lstm_weight_grad_workspace(std::max(I, H));
+  T* workspace = thread_workspace<T>(size * static_cast<size_t>(parallel_slots(2 * parts, threads)));
+  parallel_for(2 * parts, threads, [&](int task, int slot) {
+    const int d = task & 1, part = task / 2;
+    LstmWeightGradArgs<T> args{reserve + static_cast<size_t>(d) * reserve_direction,
+                               total,
+                               H,
+                               block * (blocks * part / parts),
+                               block * (blocks * (part + 1) / parts),
+                               h_rows[d].data(),
+                               H,
+                               grads[d].w_hh,
+                               grads[d].b,
+                               workspace + static_cast<size_t>(slot) * size};
+    table.lstm_weight_grad(args);
+    args.rows = x_rows.data();
+    args.N = I;
+    args.grad = grads[d].w_ih;
+    args.grad_bias = nullptr;
+    table.lstm_weight_grad(args);
+  });
+}
+
+template <class T>
+LinearWeights<T>::LinearWeights(const T* weight, const T* bias, int N, int K) : table_(kernels<T>()) {
+  const int lanes = table_.lanes;
+  const int padded = round_up(N, lanes);
+  T* to = memory_.reserve(packed_size(K, N, lanes) + static_cast<size_t>(padded));
+  matrix_ = {to, K, N};
+  T* packed_bias = pack_panels(to, K, N, lanes,
+                               [=](int k, int n) { return weight[static_cast<ptrdiff_t>(n) * K + k]; });
+  for (int n = 0; n < padded; ++n) packed_bias[n] = bias != nullptr && n < N ? bias[n] : T(0);
+  bias_ = packed_bias;
+}
+
+template <class T>
+void LinearWeights<T>::apply(const T* x, int64_t rows, T* out, int threads) const {
+  constexpr int kRows = 96;
+  const int tasks = static_cast<int>((rows + kRows - 1) / kRows);
+  parallel_for(tasks, threads, [&](int task, int) {
+    const T* a_rows[kRows];
+    T* c_rows[kRows];
+    const int64_t start = static_cast<int64_t>(task) * kRows;
+    const int count = static_cast<int>(std::min<int64_t>(kRows, rows - start));
+    for (int r = 0; r < count; ++r) {
+      a_rows[r] = x + (start + r) * matrix_.K;
+      c_rows[r] = out + (start + r) * matrix_.N;
+    }
+    table_.gemm({a_rows, 1, count, matrix_, c_rows, bias_, false});
+  });
+}
+
+template <class T>
+void embedding_gather(const T* table, int embedding_size, const int32_t* ids, int64_t total, T* out,
+                      int threads) {
+  constexpr int64_t kRows = 512;
+  const ptrdiff_t E = embedding_size;
+  parallel_for(static_cast<int>((total + kRows - 1) / kRows), threads, [&](int task, int) {
+    const int64_t start = task * kRows;
+    for (int64_t t = start; t < std::min(total, start + kRows); ++t)
+      std::copy_n(table + ids[t] * E, E, out + t * E);
+  });
+}
+
+template <class T>
+void embedding_grad(const int32_t* ids, const T* grad_out, int64_t total, int embedding_size,
+                    int64_t vocab_size, T* grad_table, int threads) {
+  // Each task owns a range of ids and passes over all positions: no two tasks touch the same row, and
+  // a row's sum is in the order of positions.
+  const ptrdiff_t E = embedding_size;
+  const int parts = static_cast<int>(std::min<int64_t>(std::max<int64_t>(vocab_size, 1), parallel_slots(64, threads)));
+  parallel_for(parts, threads, [&](int part, int) {
+    const int64_t begin = vocab_size * part / parts, end = vocab_size * (part + 1) / parts;
+    std::fill(grad_table + begin * E, grad_table + end * E, T(0));
+    for (int64_t t = 0; t < total; ++t) {
+      if (ids[t] < begin || ids[t] >= end) continue;
+      T* to = grad_table + ids[t] * E;
+      const T* from = grad_out + t * E;
+      for (ptrdiff_t e = 0; e < E; ++e) to[e] += from[e];
+    }
+  });
+}
+
+#define XDF_INSTANTIATE(T)                                                                               \
+  template class BiLstmWeights<T>;                                                                       \
+  template class LinearWeights<T>;                                                                       \
+  template void bilstm_forward(const BiLstmWeights<T>&, const T*, const int32_t*, int, T*, T*, int);     \
+  template void bilstm_backward(const BiLstmWeights<T>&, const T*, const int32_t*, int, const T*, T*,    \
+                                const T*, T*, const LstmGrads<T>*, int);                                 \
+  template void embedding_gather(const T*, int, const int32_t*, int64_t, T*, int);                       \
+  template void embedding_grad(const int32_t*, const T*, int64_t, int, int64_t, T*, int);
+XDF_INSTANTIATE(float)
+XDF_INSTANTIATE(double)
+#undef XDF_INSTANTIATE
+
+}  // namespace xdf

@@ -1,0 +1,117 @@
+#include "cpu/dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+
+#include "xdf/check.h"
+
+namespace xdf {
+
+#define XDF_DECLARE_ISA(isa)                    \
+  namespace isa {                               \
+  extern const KernelTable<float> table_float;  \
+  extern const KernelTable<double> table_double; \
+  }
+XDF_DECLARE_ISA(generic)
+#ifdef XDF_HAVE_avx2
+XDF_DECLARE_ISA(avx2)
+#endif
+#ifdef XDF_HAVE_avx512
+XDF_DECLARE_ISA(avx512)
+#endif
+#undef XDF_DECLARE_ISA
+
+namespace {
+
+struct Isa {
+  const char* name;
+  const KernelTable<float>* table;
+  bool available;
+};
+
+// __builtin_cpu_supports also asks the operating system (XGETBV) whether it saves the registers.
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> list = [] {
+    std::vector<Isa> isas{{"generic", &generic::table_float, true}};
+#ifdef XDF_HAVE_avx2
+    isas.push_back({"avx2", &avx2::table_float,
+                    __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                        __builtin_cpu_supports("f16c")});
+#endif
+#ifdef XDF_HAVE_avx512
+    isas.push_back({"avx512", &avx512::table_float,
+                    __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
+#endif
+    return isas;
+  }();
+  return list;
+}
+
+std::string join(const std::vector<std::string>& names) {
+  std::string text;
+  for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+const Isa& find_available(const std::string& name, const char* what) {
+  for (const Isa& isa : isas()) {
+    if (name != isa.name) continue;
+    XDF_CHECK(isa.available, what, ": this machine does not support '", name,
+              "'; available here: ", join(isas_available()));
+    return isa;
+  }
+  fail(what, ": unknown instruction set '", name, "'; available here: ", join(isas_available()));
+}
+
+const Isa* choose() {
+  if (const char* forced = std::getenv("XDF_ISA")) return &find_available(forced, "XDF_ISA");
+  const Isa* best = nullptr;
+  for (const Isa& isa : isas())
+    if (isa.available) best = &isa;
+  return best;
+}
+
+std::atomic<const Isa*> active{nullptr};
+
+const Isa& current() {
+  const Isa* isa = active.load(std::memory_order_acquire);
+  if (isa == nullptr) {
+    isa = choose();
+    active.store(isa, std::memory_order_release);
+  }
+  return *isa;
+}
+
+}  // namespace
+
+std::vector<std::string> isas_compiled() {
+  std::vector<std::string> names;
+  for (const Isa& isa : isas()) names.emplace_back(isa.name);
+  return names;
+}
+
+std::vector<std::string> isas_available() {
+  std::vector<std::string> names;
+  for (const Isa& isa : isas())
+    if (isa.available) names.emplace_back(isa.name);
+  return names;
+}
+
+std::string active_isa() { return current().name; }
+
+void set_isa(const std::string& name) {
+  active.store(&find_available(name, "set_isa"), std::memory_order_release);
+}
+
+template <>
+const KernelTable<float>& kernels<float>() {
+  return *current().table;
+}
+
+template <>
+const KernelTable<double>& kernels<double>() {
+  return generic::table_double;
+}
+
+}  // namespace xdf

@@ -1,0 +1,28 @@
+// Compiled once per instruction set. Its only symbols are the tables.
+#include "xdf/kernels.h"
+
+#include "cpu/lstm-inl.h"
+#include "cpu/lstm_backward-inl.h"
+
+#define XDF_STRING_(x) #x
+#define XDF_STRING(x) XDF_STRING_(x)
+
+namespace xdf {
+namespace XDF_ISA {
+
+extern const KernelTable<float> table_float;
+const KernelTable<float> table_float = {
+    XDF_STRING(XDF_ISA), Vec<float>::lanes,     gemm<float>,
+    lstm_forward<float>, lstm_backward<float>, lstm_weight_grad<float>,
+};
+
+#ifdef XDF_ISA_generic
+extern const KernelTable<double> table_double;
+const KernelTable<double> table_double = {
+    XDF_STRING(XDF_ISA),  Vec<double>::lanes,     gemm<double>,
+    lstm_forward<double>, lstm_backward<double>, lstm_weight_grad<double>,
+};
+#endif
+
+}  // namespace XDF_ISA
+}  // namespace xdf

@@ -1,0 +1,140 @@
+// The gradient of lstm-inl.h. With dh_t the gradient arriving at h_t from outside and from step t + 1:
+//
+//   dc_t = dh_t o (1 - tanh(c_t)^2) + dc_{t+1} f_{t+1}
+//   da_i = dc_t g i (1 - i)            da_f = dc_t c_{t-1} f (1 - f)
+//   da_g = dc_t i (1 - g^2)            da_o = dh_t tanh(c_t) o (1 - o)
+//   dh_{t-1} = W_hh^T da_t,  dW_hh = sum_t da_t h_{t-1}^T,  dW_ih = sum_t da_t x_t^T,  db = sum_t da_t
+//
+// The recurrent product runs step by step; the weight gradients are one product over all tokens at the
+// end, where every register of the tile is busy, and dx = W_ih^T da is an ordinary gemm.
+#pragma once
+
+#include "cpu/lstm-inl.h"
+
+namespace xdf {
+namespace XDF_ISA {
+
+// One row at one step: `gates` becomes the gradient at the pre-activations, `dc` the gradient that
+// flows to the previous step's cell.
+template <class T>
+static void lstm_cell_backward(T* gates, const T* c, const T* c_prev, const T* grad_out, const T* dh_next,
+                               T* dc_state, int H) {
+  constexpr int lanes = Vec<T>::lanes;
+  using V = Vec<T>;
+  const V one = V::set1(T(1));
+  for (int unit = 0; unit < H; unit += lanes) {
+    T* gate = gates + unit * 4;
+    const V i = V::load(gate), f = V::load(gate + lanes);
+    const V g = V::load(gate + 2 * lanes), o = V::load(gate + 3 * lanes);
+    const V tanh_c = vtanh(V::load(c + unit));
+    const V dh = (unit + lanes <= H ? V::load(grad_out + unit) : V::load_n(grad_out + unit, H - unit)) +
+                 V::load(dh_next + unit);
+    const V dc = V::fma(dh * o, one - tanh_c * tanh_c, V::load(dc_state + unit));
+    const V before = c_prev != nullptr ? V::load(c_prev + unit) : V::set1(T(0));
+    (dc * g * i * (one - i)).store(gate);
+    (dc * before * f * (one - f)).store(gate + lanes);
+    (dc * i * (one - g * g)).store(gate + 2 * lanes);
+    (dh * tanh_c * o * (one - o)).store(gate + 3 * lanes);
+    (dc * f).store(dc_state + unit);
+  }
+}
+
+template <class T>
+static void lstm_backward(const LstmBackwardArgs<T>& args) {
+  constexpr int lanes = Vec<T>::lanes;
+  const LstmGroup& group = args.group;
+  const int H = args.weights.hidden_size;
+  const int Hp = round_up(H, kHiddenAlign);
+  const ptrdiff_t reserve_row = 5 * static_cast<ptrdiff_t>(Hp);
+  const ptrdiff_t c_offset = 4 * static_cast<ptrdiff_t>(Hp);
+  const ptrdiff_t row = Hp + kHiddenAlign;
+  T* dh = args.workspace;
+  T* dc = dh + row * kMaxGroupRows;
+  // Zero for each row's last step, and for ever in the units beyond H.
+  for (ptrdiff_t n = 0; n < 2 * row * kMaxGroupRows; ++n) args.workspace[n] = T(0);
+
+  const T* gate_rows[kMaxGroupRows];
+  T* dh_rows[kMaxGroupRows];
+  int active = 0;
+  for (int s = group.length[0] - 1; s >= 0; --s) {
+    while (active < group.rows && group.length[active] > s) ++active;
+    for (int r = 0; r < active; ++r) {
+      const ptrdiff_t token = lstm_token(group, r, s);
+      T* gates = args.reserve + token * reserve_row;
+      const T* c = gates + c_offset;
+      const T* c_prev = s == 0 ? nullptr : (group.reverse ? c + reserve_row : c - reserve_row);
+      dh_rows[r] = dh + r * row;
+      lstm_cell_backward(gates, c, c_prev, args.grad_out + token * args.grad_stride, dh_rows[r],
+                         dc + r * row, H);
+      gate_rows[r] = gates;
+    }
+    if (s == 0) break;
+    GemmArgs<T> recurrent{gate_rows, 1, active,
+                          {args.weights.recurrent_t, 4 * round_up(H, lanes), H}, dh_rows, nullptr, false};
+    gemm<T>(recurrent);
+  }
+}
+
+template <class T>
+static void lstm_weight_grad(const LstmWeightGradArgs<T>& args) {
+  constexpr int lanes = Vec<T>::lanes;
+  constexpr int kGroup = 4 * lanes;  // gate columns packed together: a block of units
+  const int H = args.hidden_size;
+  const int N = args.N;
+  const ptrdiff_t gates_row = 5 * static_cast<ptrdiff_t>(round_up(H, kHiddenAlign));
+  const int num_vecs = (N + lanes - 1) / lanes;
+  T* packed_rows = args.workspace;
+  T* packed_gates = packed_rows + static_cast<ptrdiff_t>(kWeightGradTokens) * num_vecs * lanes;
+
+  for (int64_t t0 = 0; t0 < args.total || t0 == 0; t0 += kWeightGradTokens) {
+    const int K = static_cast<int>(args.total - t0 < kWeightGradTokens ? args.total - t0 : kWeightGradTokens);
+    const T* const* rows = args.rows + t0;
+    T* to = packed_rows;
+    int col = 0;
+    for (int p = 0; p < (N > 0 ? panel_count(num_vecs) : 0); ++p) {
+      const int vecs = panel_vecs(num_vecs, p);
+      for (int k = 0; k < K; ++k) {
+        for (int v = 0; v < vecs; ++v, to += lanes) {
+          const int at = col + v * lanes;
+          if (rows[k] == nullptr) Vec<T>::set1(T(0)).store(to);
+          else if (at + lanes <= N) Vec<T>::load(rows[k] + at).store(to);
+          else Vec<T>::load_n(rows[k] + at, N - at).store(to);
+        }
+      }
+      col += vecs * lanes;
+    }
+
+    for (int m0 = args.m_begin; m0 < args.m_end; m0 += kGroup) {
+      const T* gates = args.gates + t0 * gates_row + m0;
+      const int unit = m0 / 4;
+      const int valid = H - unit < lanes ? H - unit : lanes;
+      const T* a_rows[kGroup];
+      T* c_rows[kGroup];
+      int M = 0;
+      for (int gate = 0; gate < 4; ++gate) {
+        T* packed = packed_gates + gate * lanes;
+        Vec<T> sum = Vec<T>::set1(T(0));
+        for (int k = 0; k < K; ++k) {
+          const Vec<T> value = Vec<T>::load(gates + k * gates_row + gate * lanes);
+          value.store(packed + k * kGroup);
+          sum = sum + value;
+        }
+        const int row = gate * H + unit;  // of torch's order
+        if (args.grad_bias != nullptr) {
+          T* bias = args.grad_bias + row;
+          if (t0 > 0) sum = sum + Vec<T>::load_n(bias, valid);
+          sum.store_n(bias, valid);
+        }
+        for (int lane = 0; lane < valid; ++lane, ++M) {
+          a_rows[M] = packed + lane;
+          c_rows[M] = args.grad + static_cast<ptrdiff_t>(row + lane) * N;
+        }
+      }
+      GemmArgs<T> product{a_rows, kGroup, M, {packed_rows, K, N}, c_rows, nullptr, t0 > 0};
+      gemm<T>(product);
+    }
+  }
+}
+
+}  // namespace XDF_ISA
+}  // namespace xdf

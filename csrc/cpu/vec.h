@@ -1,0 +1,193 @@
+// Vec<T>: one SIMD register of the instruction set this translation unit is compiled for.
+//
+// Kernels are written once over this type. It is included only by files that are compiled once per
+// instruction set, and everything lies in the namespace of that set, so that no symbol compiled
+// with, say, AVX-512 can ever be picked by the linker for a machine that lacks it. For the same
+// reason no standard library template is used here or in the kernels.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(XDF_ISA_avx2) || defined(XDF_ISA_avx512)
+#include <immintrin.h>
+#endif
+
+#ifndef XDF_ISA
+#error "compile with -DXDF_ISA=<instruction set>"
+#endif
+
+#if defined(__GNUC__)
+#define XDF_INLINE static inline __attribute__((always_inline))
+#define XDF_MEMBER inline __attribute__((always_inline))
+#define XDF_UNROLL _Pragma("GCC unroll 16")
+#else
+#define XDF_INLINE static inline
+#define XDF_MEMBER inline
+#define XDF_UNROLL
+#endif
+
+namespace xdf {
+namespace XDF_ISA {
+
+// Portable fallback: an array that compilers map to whatever registers the target has. `fma` is a
+// multiply and an add, each rounded, because a fused one without hardware support is a library call.
+template <class T>
+struct Vec {
+  static constexpr int lanes = 16 / static_cast<int>(sizeof(T));
+  T v[lanes];
+
+  static XDF_MEMBER Vec set1(T x) {
+    Vec r;
+    for (int i = 0; i < lanes; ++i) r.v[i] = x;
+    return r;
+  }
+  static XDF_MEMBER Vec load(const T* p) {
+    Vec r;
+    for (int i = 0; i < lanes; ++i) r.v[i] = p[i];
+    return r;
+  }
+  XDF_MEMBER void store(T* p) const {
+    for (int i = 0; i < lanes; ++i) p[i] = v[i];
+  }
+  // The first n lanes; the others are zero (load_n) or left alone in memory (store_n).
+  static XDF_MEMBER Vec load_n(const T* p, int n) {
+    Vec r;
+    for (int i = 0; i < lanes; ++i) r.v[i] = i < n ? p[i] : T(0);
+    return r;
+  }
+  XDF_MEMBER void store_n(T* p, int n) const {
+    for (int i = 0; i < lanes; ++i)
+      if (i < n) p[i] = v[i];
+  }
+  friend XDF_MEMBER Vec operator+(Vec a, Vec b) {
+    for (int i = 0; i < lanes; ++i) a.v[i] += b.v[i];
+    return a;
+  }
+  friend XDF_MEMBER Vec operator-(Vec a, Vec b) {
+    for (int i = 0; i < lanes; ++i) a.v[i] -= b.v[i];
+    return a;
+  }
+  friend XDF_MEMBER Vec operator*(Vec a, Vec b) {
+    for (int i = 0; i < lanes; ++i) a.v[i] *= b.v[i];
+    return a;
+  }
+  friend XDF_MEMBER Vec operator/(Vec a, Vec b) {
+    for (int i = 0; i < lanes; ++i) a.v[i] /= b.v[i];
+    return a;
+  }
+  // a * b + c
+  static XDF_MEMBER Vec fma(Vec a, Vec b, Vec c) {
+    for (int i = 0; i < lanes; ++i) c.v[i] = a.v[i] * b.v[i] + c.v[i];
+    return c;
+  }
+  // As the x86 instructions: the second operand where either is NaN.
+  static XDF_MEMBER Vec min(Vec a, Vec b) {
+    for (int i = 0; i < lanes; ++i) b.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+    return b;
+  }
+  static XDF_MEMBER Vec max(Vec a, Vec b) {
+    for (int i = 0; i < lanes; ++i) b.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return b;
+  }
+  // a > b ? x : y, lane by lane
+  static XDF_MEMBER Vec select_gt(Vec a, Vec b, Vec x, Vec y) {
+    for (int i = 0; i < lanes; ++i) y.v[i] = a.v[i] > b.v[i] ? x.v[i] : y.v[i];
+    return y;
+  }
+  // Nearest integer, ties to even, for |x| < 2^22 (float) or 2^51 (double).
+  static XDF_MEMBER Vec round(Vec a) {
+    const T magic = sizeof(T) == 4 ? T(12582912.0) : T(6755399441055744.0);  // 1.5 * 2^(mantissa bits)
+    for (int i = 0; i < lanes; ++i) {
+      volatile T shifted = a.v[i] + magic;  // volatile: no compiler may fold the two additions
+      a.v[i] = shifted - magic;
+    }
+    return a;
+  }
+  // 2^n for integral n within the exponent range of normal numbers.
+  static XDF_MEMBER Vec pow2(Vec n) {
+    for (int i = 0; i < lanes; ++i) {
+      if constexpr (sizeof(T) == 4) {
+        union { uint32_t bits; float value; } u;
+        u.bits = static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23;
+        n.v[i] = u.value;
+      } else {
+        union { uint64_t bits; double value; } u;
+        u.bits = static_cast<uint64_t>(static_cast<int64_t>(n.v[i]) + 1023) << 52;
+        n.v[i] = u.value;
+      }
+    }
+    return n;
+  }
+};
+
+#if defined(XDF_ISA_avx2)
+template <>
+struct Vec<float> {
+  static constexpr int lanes = 8;
+  __m256 v;
+
+  static XDF_MEMBER __m256i mask(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static XDF_MEMBER Vec set1(float x) { return {_mm256_set1_ps(x)}; }
+  static XDF_MEMBER Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  XDF_MEMBER void store(float* p) const { _mm256_storeu_ps(p, v); }
+  static XDF_MEMBER Vec load_n(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
+  XDF_MEMBER void store_n(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
+  friend XDF_MEMBER Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+  friend XDF_MEMBER Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+  friend XDF_MEMBER Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  friend XDF_MEMBER Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+  static XDF_MEMBER Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  static XDF_MEMBER Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+  static XDF_MEMBER Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+  static XDF_MEMBER Vec select_gt(Vec a, Vec b, Vec x, Vec y) {
+    return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
+  }
+  static XDF_MEMBER Vec round(Vec a) {
+    return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  }
+  static XDF_MEMBER Vec pow2(Vec n) {
+    const __m256i i = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(i, 23))};
+  }
+};
+#endif
+
+#if defined(XDF_ISA_avx512)
+template <>
+struct Vec<float> {
+  static constexpr int lanes = 16;
+  __m512 v;
+
+  static XDF_MEMBER __mmask16 mask(int n) {
+    return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1u);
+  }
+  static XDF_MEMBER Vec set1(float x) { return {_mm512_set1_ps(x)}; }
+  static XDF_MEMBER Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  XDF_MEMBER void store(float* p) const { _mm512_storeu_ps(p, v); }
+  static XDF_MEMBER Vec load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
+  XDF_MEMBER void store_n(float* p, int n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
+  friend XDF_MEMBER Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend XDF_MEMBER Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend XDF_MEMBER Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  friend XDF_MEMBER Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+  static XDF_MEMBER Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  static XDF_MEMBER Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+  static XDF_MEMBER Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+  static XDF_MEMBER Vec select_gt(Vec a, Vec b, Vec x, Vec y) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), y.v, x.v)};
+  }
+  static XDF_MEMBER Vec round(Vec a) {
+    return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  }
+  static XDF_MEMBER Vec pow2(Vec n) {
+    const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(i, 23))};
+  }
+};
+#endif
+
+}  // namespace XDF_ISA
+}  // namespace xdf
