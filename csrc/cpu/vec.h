@@ -95,6 +95,23 @@ struct Vec {
     for (int i = 0; i < lanes; ++i) y.v[i] = a.v[i] > b.v[i] ? x.v[i] : y.v[i];
     return y;
   }
+  // Bit i: lane i of a equals that of b.
+  static XDF_MEMBER unsigned equal(Vec a, Vec b) {
+    unsigned bits = 0;
+    for (int i = 0; i < lanes; ++i) bits |= static_cast<unsigned>(a.v[i] == b.v[i]) << i;
+    return bits;
+  }
+  // Over the lanes, in an order that is the instruction set's own.
+  XDF_MEMBER T reduce_max() const {
+    T r = v[0];
+    for (int i = 1; i < lanes; ++i) r = v[i] > r ? v[i] : r;
+    return r;
+  }
+  XDF_MEMBER T reduce_add() const {
+    T r = v[0];
+    for (int i = 1; i < lanes; ++i) r += v[i];
+    return r;
+  }
   // Nearest integer, ties to even, for |x| < 2^22 (float) or 2^51 (double).
   static XDF_MEMBER Vec round(Vec a) {
     const T magic = sizeof(T) == 4 ? T(12582912.0) : T(6755399441055744.0);  // 1.5 * 2^(mantissa bits)
@@ -145,6 +162,19 @@ struct Vec<float> {
   static XDF_MEMBER Vec select_gt(Vec a, Vec b, Vec x, Vec y) {
     return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
   }
+  static XDF_MEMBER unsigned equal(Vec a, Vec b) {
+    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)));
+  }
+  XDF_MEMBER float reduce_max() const {
+    __m128 r = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    r = _mm_max_ps(r, _mm_movehl_ps(r, r));
+    return _mm_cvtss_f32(_mm_max_ss(r, _mm_movehdup_ps(r)));
+  }
+  XDF_MEMBER float reduce_add() const {
+    __m128 r = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    r = _mm_add_ps(r, _mm_movehl_ps(r, r));
+    return _mm_cvtss_f32(_mm_add_ss(r, _mm_movehdup_ps(r)));
+  }
   static XDF_MEMBER Vec round(Vec a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   }
@@ -179,6 +209,11 @@ struct Vec<float> {
   static XDF_MEMBER Vec select_gt(Vec a, Vec b, Vec x, Vec y) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), y.v, x.v)};
   }
+  static XDF_MEMBER unsigned equal(Vec a, Vec b) {
+    return static_cast<unsigned>(_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ));
+  }
+  XDF_MEMBER float reduce_max() const { return _mm512_reduce_max_ps(v); }
+  XDF_MEMBER float reduce_add() const { return _mm512_reduce_add_ps(v); }
   static XDF_MEMBER Vec round(Vec a) {
     return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   }
