@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +80,7 @@ def align(tokenizer: tokenizers.Tokenizer, sentences: Sequence[Sequence[str]]) -
             chunk, is_pretokenized=True, add_special_tokens=False
         ):
             ids.extend(encoding.ids)
-            local.extend(encoding.word_ids)
+            local.extend(cast("list[int]", encoding.word_ids))
             pieces_per_sentence.append(len(encoding.ids))
     cu_pieces = _cumulative(pieces_per_sentence)
     cu_words = _cumulative([len(words) for words in sentences])

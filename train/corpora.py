@@ -102,11 +102,6 @@ def file_digest(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def labels_of(types: Iterable[str]) -> list[str]:
-    """Label list of entity types: ``O``, then for each type, sorted, ``B-`` and ``I-``."""
-    return ["O", *(f"{prefix}-{kind}" for kind in sorted(set(types)) for prefix in "BI")]
-
-
 def load_label_map(path: Path | str) -> dict[str, str | None]:
     """Read a ``--label-map`` file.
 
@@ -250,10 +245,7 @@ def _to_corpus(
             open_kind = "" if prefix in "ESLU" else kind
             last_kind = kind
         converted.append(out)
-    if bioes:
-        scheme = "BIOES"
-    else:
-        scheme = "IOB1" if stray and not plain_begin else "IOB2"
+    scheme = "BIOES" if bioes else "IOB1" if stray and not plain_begin else "IOB2"
     known: dict[str, str] = {}
     return Corpus(
         path=path,
@@ -327,10 +319,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 file, gzipped or not, without their ends."""
     with path.open("rb") as probe:
         zipped = probe.read(2) == _GZIP_MAGIC
-    opened: IO[bytes] = cast("IO[bytes]", gzip.open(path, "rb")) if zipped else path.open("rb")
     offset = 0
     number = 0
-    with opened as stream:
+    with cast("IO[bytes]", gzip.open(path, "rb")) if zipped else path.open("rb") as stream:
         try:
             for number, raw in enumerate(stream, 1):
                 if b"\x00" in raw:
@@ -373,7 +364,7 @@ def _conll_rows(path: Path, *, labelled: bool) -> Iterator[_Row]:
     separator: str | None = None
     width = 0
     for number, line in _lines(path):
-        if not line.strip(" \t"):
+        if not line.strip(" \t") or line.startswith("-DOCSTART-"):
             if words:
                 yield _Where(path, "line", first, 1), tuple(words), None, tags
                 words, tags = [], []
@@ -388,8 +379,6 @@ def _conll_rows(path: Path, *, labelled: bool) -> Iterator[_Row]:
                     f"{path}, line {number}: one column only ({line!r:.60}); CoNLL lines have "
                     "the word first and the tag last, with tabs or spaces between"
                 )
-        if row[0] == "-DOCSTART-":
-            continue
         if len(row) != width:
             raise ValueError(
                 f"{path}, line {number}: {len(row)} columns where the file began with {width}"

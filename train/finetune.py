@@ -29,6 +29,7 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
+from xdistil_fast.labels import make_labels
 from xdistil_fast.scoring import Scores, score
 from xdistil_fast.train import runs
 from xdistil_fast.train.alignment import (
@@ -39,7 +40,7 @@ from xdistil_fast.train.alignment import (
     split_points,
     tag_ids,
 )
-from xdistil_fast.train.corpora import Corpus, labels_of
+from xdistil_fast.train.corpora import Corpus
 from xdistil_fast.train.teacher import (
     Teacher,
     check_vocabulary,
@@ -110,6 +111,7 @@ class _State:
 
     epoch: int
     best_epoch: int
+    best_scores: dict[str, Any]
     history: list[dict[str, Any]]
     seconds: float
 
@@ -181,7 +183,7 @@ def fine_tune(
 def fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is done in hardware there."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
@@ -255,7 +257,7 @@ class _Run:
         self.names = dict(self.model.named_parameters())
         self.optimizer = self._optimizer()
         self.autocast = fast_bf16(self.device)
-        self.state = _State(0, 0, [], 0.0)
+        self.state = _State(0, 0, {}, [], 0.0)
         self.best: dict[str, torch.Tensor] = {}
 
     def go(self, on_epoch: Callable[[int, Scores], None] | None) -> None:
@@ -268,6 +270,7 @@ class _Run:
             best = max((h["dev_f1"] for h in self.state.history), default=-1.0)
             if scores.f1 > best:
                 self.state.best_epoch = epoch
+                self.state.best_scores = scores.to_dict()
                 self.best = {
                     k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()
                 }
@@ -336,7 +339,7 @@ class _Run:
                 f"the loss became {value}; a lower learning rate than "
                 f"{self.settings.learning_rate:g} may help"
             )
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.names.values(), self.settings.clip)
         self.optimizer.step()
         return value
@@ -433,13 +436,12 @@ def _finish(
     with quiet_transformers():
         run.model.save_pretrained(folder)
         teacher.hf_tokenizer.save_pretrained(folder)
-    scores = run._evaluate()
     record = runs.run_record(
         "teacher",
         command=command,
         settings={**key["settings"], "max_length": run.max_length, "base": Path(base).name},
         metrics={
-            "dev": scores.to_dict(),
+            "dev": state.best_scores,
             "best_epoch": state.best_epoch,
             "epochs": state.history,
             "parameters": teacher.parameters,
@@ -469,7 +471,7 @@ def _labels(train: Sequence[Corpus], dev: Sequence[Corpus]) -> list[str]:
                 f"{corpus.path}: entity types {unknown} do not occur in train, which has "
                 f"{sorted(types)}; a label map can rename or drop them"
             )
-    return labels_of(types)
+    return make_labels(types)
 
 
 def _words_and_tags(

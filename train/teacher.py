@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,14 @@ import tokenizers
 import torch
 import transformers
 
+from xdistil_fast.labels import validate_labels
 from xdistil_fast.train.alignment import Alignment, align, plain_tokenizer, words_from_pieces
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[int], object]
+# transformers' own types leave attributes of a model unknown, so its objects go unchecked here.
+Model: TypeAlias = Any
+HFTokenizer: TypeAlias = Any
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Their position table starts behind the padding index, which takes rows away.
@@ -44,8 +48,8 @@ class Teacher:
 
     def __init__(
         self,
-        model: transformers.PreTrainedModel,
-        hf_tokenizer: transformers.PreTrainedTokenizerBase,
+        model: Model,
+        hf_tokenizer: HFTokenizer,
         labels: Sequence[str],
         config_json: str = "{}",
     ) -> None:
@@ -93,7 +97,8 @@ class Teacher:
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @property
     def hidden_size(self) -> int:
@@ -250,7 +255,7 @@ def _windows(length: int, size: int) -> list[tuple[int, int, int, int]]:
     if length <= size:
         return [(0, length, 0, length)] if length else []
     overlap = size // 4
-    starts = list(range(0, length - size, size - overlap)) + [length - size]
+    starts = [*range(0, length - size, size - overlap), length - size]
     stops = [start + size for start in starts]
     borders = [(a + b) // 2 for a, b in zip(starts[1:], stops[:-1], strict=True)]
     return list(zip(starts, stops, [0, *borders], [*borders, length], strict=True))
@@ -285,7 +290,7 @@ def load_config(name: str) -> tuple[transformers.PretrainedConfig, str]:
     """
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        file = transformers.utils.cached_file(name, "config.json")
+        file = transformers.utils.hub.cached_file(name, "config.json")
         raw = json.loads(Path(str(file)).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
@@ -295,7 +300,7 @@ def load_config(name: str) -> tuple[transformers.PretrainedConfig, str]:
     return config, json.dumps(kept, sort_keys=True)
 
 
-def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
+def load_tokenizer(name: str) -> HFTokenizer:
     """Fast tokeniser of a model, without truncation and padding.
 
     Byte-level ones are told to put a space before every word, as words come one by one.
@@ -307,7 +312,7 @@ def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             name, use_fast=True, trust_remote_code=False, add_prefix_space=True
         )
-    except Exception as error:  # noqa: BLE001 - parsers of foreign files raise whatever they like
+    except Exception as error:  # readers of foreign files raise whatever they like
         raise ValueError(f"{name}: cannot load a tokeniser ({_line(error)})") from None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
@@ -317,17 +322,17 @@ def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
         )
     backend.no_truncation()
     backend.no_padding()
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
-def backend_of(hf_tokenizer: transformers.PreTrainedTokenizerBase) -> tokenizers.Tokenizer:
+def backend_of(hf_tokenizer: HFTokenizer) -> tokenizers.Tokenizer:
     """Own copy of the backend of a fast tokeniser, without truncation and padding."""
     return plain_tokenizer(hf_tokenizer.backend_tokenizer)
 
 
 def _load_model(
     name: str, config: transformers.PretrainedConfig, *, ignore_mismatched: bool
-) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+) -> tuple[Model, dict[str, Any]]:
     try:
         model, info = transformers.AutoModelForTokenClassification.from_pretrained(
             name,
@@ -337,12 +342,12 @@ def _load_model(
             ignore_mismatched_sizes=ignore_mismatched,
             output_loading_info=True,
         )
-    except Exception as error:  # noqa: BLE001 - damaged weights raise many kinds of errors
+    except Exception as error:  # damaged weights raise many kinds of errors
         raise ValueError(f"{name}: cannot load the weights ({_line(error)})") from None
     return model, info
 
 
-def load_base(name: str, labels: Sequence[str]) -> transformers.PreTrainedModel:
+def load_base(name: str, labels: Sequence[str]) -> Model:
     """Load a base encoder with a head for ``labels``.
 
     The head is freshly drawn from torch's generator, unless the base has one for the very same
@@ -383,8 +388,8 @@ def check_finite(name: str, model: torch.nn.Module) -> None:
 
 def check_vocabulary(
     name: str,
-    model: transformers.PreTrainedModel,
-    hf_tokenizer: transformers.PreTrainedTokenizerBase,
+    model: Model,
+    hf_tokenizer: HFTokenizer,
 ) -> None:
     """Refuse a tokeniser with more pieces than the model has embeddings (ValueError)."""
     rows = model.get_input_embeddings().weight.shape[0]
@@ -423,7 +428,7 @@ def pick_device(device: str) -> torch.device:
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers from printing load reports and bars; its settings come back after."""
-    logging = transformers.utils.logging
+    logging: Any = transformers.utils.logging
     level = logging.get_verbosity()
     bar = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -439,15 +444,12 @@ def quiet_transformers() -> Iterator[None]:
 def _labels_of_config(name: str, config: transformers.PretrainedConfig) -> list[str]:
     names = getattr(config, "id2label", None) or {}
     labels = [str(names.get(i, "")) for i in range(len(names))]
-    wrong = [x for x in labels if x != "O" and not re.fullmatch(r"[BI]-\S+", x)]
-    if wrong or len(set(labels)) != len(labels) or "O" not in labels:
+    try:
+        validate_labels(labels)
+    except ValueError as error:
         raise ValueError(
-            f"{name}: labels {_few(labels)} are not IOB2; needed: O and, for each type X, B-X "
-            "and I-X, each once ('xdistil teacher' makes such a model)"
-        )
-    kinds = {x[2:] for x in labels if x != "O"}
-    if lacking := sorted({f"{p}-{k}" for k in kinds for p in "BI"}.difference(labels)):
-        raise ValueError(f"{name}: labels lack {_few(lacking)}; IOB2 needs B- and I- of each type")
+            f"{name}: labels are not IOB2 ({error}); 'xdistil teacher' makes such a model"
+        ) from None
     return labels
 
 
@@ -460,9 +462,7 @@ def _special_ids(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]
     return encoding.ids[: content[0]], encoding.ids[content[-1] + 1 :]
 
 
-def _max_positions(
-    model: transformers.PreTrainedModel, hf_tokenizer: transformers.PreTrainedTokenizerBase
-) -> int:
+def _max_positions(model: Model, hf_tokenizer: HFTokenizer) -> int:
     """Tokens that one input may have, special tokens included."""
     config = model.config
     positions = int(getattr(config, "max_position_embeddings", 0) or _FALLBACK_LENGTH)

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xdistil_fast.labels import spans
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -87,35 +89,6 @@ class Scores:
         }
 
 
-def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Entities of one sentence as ``(type, first word, one past the last word)``.
-
-    Args:
-        tags: tags ``O``, ``B-X`` or ``I-X``, one a word.
-
-    Raises:
-        ValueError: a tag of another form.
-    """
-    found: list[tuple[str, int, int]] = []
-    kind, start = "", 0
-    for position, tag in enumerate(tags):
-        prefix, dash, tag_kind = tag.partition("-")
-        if tag == "O":
-            tag_kind = ""
-        elif prefix not in ("B", "I") or not dash or not tag_kind:
-            raise ValueError(
-                f"tags[{position}] is {tag!r}: only 'O', 'B-TYPE' and 'I-TYPE' can be scored"
-            )
-        if prefix == "I" and tag_kind == kind:
-            continue
-        if kind:
-            found.append((kind, start, position))
-        kind, start = tag_kind, position
-    if kind:
-        found.append((kind, start, len(tags)))
-    return found
-
-
 def score(gold: Sequence[Sequence[str]], pred: Sequence[Sequence[str]]) -> Scores:
     """Compare predicted tags with gold tags, sentence by sentence.
 
@@ -143,12 +116,12 @@ def score(gold: Sequence[Sequence[str]], pred: Sequence[Sequence[str]]) -> Score
                 "ones: must be equal"
             )
         try:
-            gold_spans, pred_spans = entities(gold_tags), entities(pred_tags)
+            gold_spans, pred_spans = spans(gold_tags), spans(pred_tags)
         except ValueError as error:
             raise ValueError(f"sentence {index}: {error}") from None
-        in_gold.update(kind for kind, _, _ in gold_spans)
-        in_pred.update(kind for kind, _, _ in pred_spans)
-        correct.update(kind for kind, _, _ in set(gold_spans).intersection(pred_spans))
+        in_gold.update(span.type for span in gold_spans)
+        in_pred.update(span.type for span in pred_spans)
+        correct.update(span.type for span in set(gold_spans).intersection(pred_spans))
         words += len(gold_tags)
         equal += sum(a == b for a, b in zip(gold_tags, pred_tags, strict=True))
     return Scores(
