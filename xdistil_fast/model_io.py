@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from xdistil_fast import __version__
 from xdistil_fast.labels import OUTSIDE, validate_labels
 
 FORMAT_VERSION = 1
@@ -94,7 +95,7 @@ class ModelConfig:
     task: str = TASK
     lineage: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    library_version: str = ""
+    library_version: str = __version__
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -141,7 +142,7 @@ class ModelFolder:
         tokenizer_json: text of `tokenizer.json`.
         path: the folder.
         tokenizer: `tokenizer_json` loaded, truncation and padding off.
-        digest: `sha256:` of the bytes of `model.safetensors`.
+        digest: SHA-256 of the bytes of `model.safetensors`, in hex.
     """
 
     config: ModelConfig
@@ -173,9 +174,8 @@ def load_folder(path: str | os.PathLike[str]) -> ModelFolder:
     tokenizer_json = _read_text(folder / TOKENIZER_FILE, _MAX_TOKENIZER_BYTES)
     tokenizer = load_tokenizer(tokenizer_json, config.vocab_size, folder / TOKENIZER_FILE)
     tensors = _read_tensors(folder / WEIGHTS_FILE, config)
-    return ModelFolder(
-        config, tensors, tokenizer_json, folder, tokenizer, weights_digest(folder / WEIGHTS_FILE)
-    )
+    digest = file_digest(folder / WEIGHTS_FILE)
+    return ModelFolder(config, tensors, tokenizer_json, folder, tokenizer, digest)
 
 
 def embedded_models() -> list[str]:
@@ -257,13 +257,13 @@ def _from_hub(name: str, revision: str | None, tried: list[str]) -> Path | None:
     return None
 
 
-def weights_digest(path: str | os.PathLike[str]) -> str:
-    """Returns `sha256:<hex>` of a file's bytes, read in blocks."""
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+    return digest.hexdigest()
 
 
 def parse_config(text: str, where: str | os.PathLike[str] = CONFIG_FILE) -> ModelConfig:
