@@ -3,6 +3,7 @@
 #   make test     the tests                     make asan    the kernel tests under sanitizers
 #   make lint     style, types, stubs           make isas    the kernel tests per instruction set
 #   make format   apply the style               make bench   measure, write docs/BENCHMARKS.md
+#                                               (with BENCH_ARGS='-k forward' only measure a part)
 #   make clean    builds and caches             make distclean    environments as well
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -46,8 +47,9 @@ format: $(STAMPS)/lint
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(STAMPS)/core $(STAMPS)/bench
-	$(BIN)/python -m pytest bench $(BENCH_ARGS)
-	$(BIN)/python -m bench.tables
+	mkdir -p build
+	$(BIN)/python -m pytest bench --benchmark-json=build/bench.json $(BENCH_ARGS)
+	$(BIN)/python -m bench.tables $(if $(BENCH_ARGS),--show) build/bench.json
 
 # Python itself is not sanitized, hence the preloads; leaks are the interpreter's and not looked for.
 asan: $(STAMPS)/tools $(STAMPS)/asan

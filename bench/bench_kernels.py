@@ -1,0 +1,82 @@
+"""BiLSTM forward, inference, dense batches: our kernel, torch.nn.LSTM, ONNX Runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.duel import OURS, Case, Turns, duel
+from bench.peers import ONNX_RUNTIME, TORCH, lstm_weights, onnx_forward, random_lstm
+from xdistil_fast import _core
+
+# In batch no slower than the better of the two; one sentence at least 3 times torch.
+_BATCH_AIMS = {TORCH: 1.0, ONNX_RUNTIME: 1.0}
+_SENTENCE_AIMS = {TORCH: 3.0}
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "aims"),
+    [(32, 128, _BATCH_AIMS), (1, 32, _SENTENCE_AIMS)],
+    ids=["32x128", "1x32"],
+)
+@pytest.mark.parametrize(
+    ("input_size", "hidden_size"), [(100, 200), (300, 600)], ids=["E100-H200", "E300-H600"]
+)
+def bench_bilstm_forward(
+    benchmark: BenchmarkFixture,
+    turns: Turns,
+    threads: int,
+    input_size: int,
+    hidden_size: int,
+    batch: int,
+    length: int,
+    aims: dict[str, float],
+) -> None:
+    lstm = random_lstm(input_size, hidden_size)
+    random = np.random.default_rng(1)
+    x = random.standard_normal((batch, length, input_size), dtype=np.float32)
+    time_major = np.ascontiguousarray(x.transpose(1, 0, 2))
+    total = batch * length
+
+    weights = _core.BiLSTMWeights(lstm_weights(lstm))
+    values = x.reshape(total, input_size)
+    cu_seqlens = np.arange(0, total + 1, length, dtype=np.int32)
+    out = np.empty((total, 2 * hidden_size), np.float32)
+
+    def ours() -> None:
+        _core.bilstm_forward(weights, values, cu_seqlens, out, threads)
+
+    torch_x = torch.from_numpy(time_major)
+
+    def by_torch() -> torch.Tensor:
+        with torch.inference_mode():
+            return lstm(torch_x)[0]  # type: ignore[no-any-return]
+
+    by_onnx = {
+        name: onnx_forward(lstm, time_major, threads, spinning)
+        for name, spinning in (("spinning", True), ("not spinning", False))
+    }
+
+    ours()
+    padded = out.reshape(batch, length, 2 * hidden_size).transpose(1, 0, 2)
+    np.testing.assert_allclose(padded, by_torch().numpy(), rtol=1e-4, atol=2e-6)
+    for run, y in by_onnx.values():
+        run()
+        directions = y.transpose(0, 2, 1, 3).reshape(padded.shape)
+        np.testing.assert_allclose(padded, directions, rtol=1e-4, atol=2e-6)
+
+    case = Case(
+        task="BiLSTM forward",
+        batch=batch,
+        length=length,
+        sizes={"E": input_size, "H": hidden_size},
+        aims=aims,
+    )
+    sides = {
+        OURS: {"": ours},
+        TORCH: {"": by_torch},
+        ONNX_RUNTIME: {name: run for name, (run, _) in by_onnx.items()},
+    }
+    duel(benchmark, case, sides, turns)

@@ -1,0 +1,227 @@
+"""Tables from benchmark runs: docs/BENCHMARKS.md and the one in README.md.
+
+`python -m bench.tables RUN.json` files a run of pytest-benchmark under bench/results/ and rewrites
+both from the newest run there; without an argument it only rewrites. `--show` prints a run's table
+and writes nothing, `--check` writes nothing and fails if the files are not what would be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+BEGIN = "<!-- benchmarks: begin, written by `make bench` -->"
+END = "<!-- benchmarks: end -->"
+
+Run = dict[str, Any]
+
+
+def load(path: Path) -> Run:
+    """Reads a run and refuses what is not one.
+
+    Raises:
+        ValueError: not JSON, or not written by this suite.
+    """
+    try:
+        run: Run = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not run.get("benchmarks"):
+        raise ValueError(f"{path} holds no benchmarks")
+    for entry in run["benchmarks"]:
+        if "ratios" not in entry.get("extra_info", {}):
+            raise ValueError(
+                f"{path}: {entry.get('fullname')} holds no ratios; is it of this suite?"
+            )
+    return run
+
+
+def file_name(run: Run) -> str:
+    """`<date>-<cpu>-<isa>.json`."""
+    machine = run["machine_info"]
+    cpu = re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
+    return f"{run['datetime'][:10]}-{cpu}-{machine['isa']}.json"
+
+
+def newest(folder: Path) -> Path | None:
+    """The run that was measured last; a file's own time says nothing after a checkout."""
+    paths = sorted(folder.glob("*.json"))
+    return max(paths, key=lambda path: str(load(path)["datetime"]), default=None)
+
+
+def _seconds(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.0f}×" if ratio >= 20 else f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.1f}×"
+
+
+def _sizes(info: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in info["sizes"].items())
+
+
+def _table(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _ours(info: dict[str, Any]) -> float:
+    return float(info["sides"]["xdistil-fast"]["seconds"])
+
+
+def short_table(run: Run) -> str:
+    """One row a case: our time, and how many times longer each peer takes."""
+    rows = []
+    for entry in run["benchmarks"]:
+        info = entry["extra_info"]
+        seconds = _ours(info)
+        peers = ", ".join(f"{peer} {_ratio(ratios[1])}" for peer, ratios in info["ratios"].items())
+        rows.append(
+            [
+                f"{info['task']}, {_sizes(info)}",
+                f"{info['batch']} x {info['length']}",
+                _seconds(seconds),
+                f"{info['batch'] * info['length'] / seconds:,.0f}",
+                peers,
+            ]
+        )
+    header = ["float32, CPU", "batch x length", "xdistil-fast", "tokens/s", "faster than"]
+    return _table(header, rows)
+
+
+def long_table(run: Run) -> str:
+    """One row for each case and peer, with quartiles and the aim."""
+    rows = []
+    for entry in run["benchmarks"]:
+        info = entry["extra_info"]
+        for peer, (low, median, high) in info["ratios"].items():
+            side = info["sides"][peer]
+            aim = info["aims"].get(peer)
+            rows.append(
+                [
+                    f"{info['task']}, {_sizes(info)}",
+                    f"{info['batch']} x {info['length']}",
+                    _seconds(_ours(info)),
+                    f"{peer} ({side['setting']})" if side["setting"] else peer,
+                    _seconds(side["seconds"]),
+                    f"**{_ratio(median)}**",
+                    f"{_ratio(low)} to {_ratio(high)}",
+                    "" if aim is None else f"{_ratio(aim)}: {'met' if median >= aim else 'missed'}",
+                ]
+            )
+    header = ["what", "batch x length", "ours", "peer", "its time", "ratio", "quartiles", "aim"]
+    return _table(header, rows)
+
+
+def machine_line(run: Run) -> str:
+    """Where and with what the run was made, in one sentence."""
+    machine = run["machine_info"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    commit = run["commit_info"]
+    changed = " with uncommitted changes" if commit.get("dirty") else ""
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads, instruction set {machine['isa']}; "
+        f"Python {machine['python_version']}, {versions}; "
+        f"commit {commit['id'][:10]}{changed}, {run['datetime'][:10]}."
+    )
+
+
+def page(run: Run, name: str) -> str:
+    """The whole of docs/BENCHMARKS.md."""
+    turns = sorted({entry["extra_info"]["turns"] for entry in run["benchmarks"]})
+    return f"""# Benchmarks
+
+Written by `make bench` from [{name}](../bench/results/{name}); do not edit.
+
+{machine_line(run)}
+Load average of the machine when the run ended: {run["machine_info"]["load_average"]:.1f}.
+
+All sides get the same inputs, weights and number of threads, and their outputs are compared
+before anything is timed. They then take turns ({", ".join(map(str, turns))} of them), a block of
+calls each; a ratio is the peer's time over ours within a turn, given as the median over the turns
+with its quartiles. Above 1 we are faster. A peer with several settings is shown with its fastest.
+What is measured and how: [bench/](../bench).
+
+{long_table(run)}
+"""
+
+
+def with_table(readme: str, run: Run) -> str:
+    """README.md with the table between its markers replaced.
+
+    Raises:
+        ValueError: the markers are missing.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md lacks the lines {BEGIN!r} and {END!r}")
+    return f"{before}{BEGIN}\n{short_table(run)}\n\n{machine_line(run)}\n{END}{after}"
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tables", description=__doc__)
+    parser.add_argument("run", nargs="?", type=Path, help="JSON of pytest-benchmark to file")
+    parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="repository")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--show", action="store_true", help="print the table only")
+    group.add_argument("--check", action="store_true", help="fail if the files are out of date")
+    args = parser.parse_args(argv)
+
+    results = args.root / "bench" / "results"
+    if args.run is not None:
+        run = load(args.run)
+        if args.show:
+            print(long_table(run))
+            return 0
+        if not args.check:
+            results.mkdir(parents=True, exist_ok=True)
+            _write(results / file_name(run), json.dumps(run, indent=1) + "\n")
+    path = newest(results)
+    if path is None:
+        print(f"no run in {results}: make bench", file=sys.stderr)
+        return 1
+    run = load(path)
+    if args.show:
+        print(long_table(run))
+        return 0
+    readme = args.root / "README.md"
+    targets = {
+        readme: with_table(readme.read_text(encoding="utf-8"), run),
+        args.root / "docs" / "BENCHMARKS.md": page(run, path.name),
+    }
+    if args.check:
+        stale = [
+            target.name
+            for target, text in targets.items()
+            if not target.exists() or target.read_text(encoding="utf-8") != text
+        ]
+        if stale:
+            print(f"not written from {path.name}: {', '.join(stale)}", file=sys.stderr)
+        return int(bool(stale))
+    for target, text in targets.items():
+        target.parent.mkdir(exist_ok=True)
+        _write(target, text)
+    print(long_table(run))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
