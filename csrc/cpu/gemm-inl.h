@@ -6,8 +6,9 @@
 // 4 x 4, more rows gain nothing there and g++ starts to spill.
 //
 // K is cut into blocks whose piece of a panel stays in the first-level cache while all rows pass over
-// it; between blocks the sums rest in C. A float that is stored and loaded again is the same float, so
-// neither the blocking nor the tile shape changes a bit of the result.
+// it. Each block is summed from zero and then added to C: many short sums lose fewer digits than one
+// long one. The blocks depend on K alone, never on M, so neither the tile shape nor the company of a
+// row changes a bit of its result.
 #pragma once
 
 #include "cpu/vec.h"
@@ -73,12 +74,8 @@ static void gemm_tile(const T* const* a, ptrdiff_t a_stride, const T* panel, int
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
     XDF_UNROLL
-    for (int v = 0; v < NV; ++v) {
-      const int at = col + v * lanes;
-      if (start == Start::kZero) acc[r][v] = Vec<T>::set1(T(0));
-      else if (start == Start::kBias) acc[r][v] = Vec<T>::load(bias + at);
-      else acc[r][v] = whole ? Vec<T>::load(c[r] + at) : Vec<T>::load_n(c[r] + at, N - at);
-    }
+    for (int v = 0; v < NV; ++v)
+      acc[r][v] = start == Start::kBias ? Vec<T>::load(bias + col + v * lanes) : Vec<T>::set1(T(0));
   }
   tile_multiply<T, MR, NV>(a, a_stride, panel, K, acc);
   XDF_UNROLL
@@ -86,8 +83,14 @@ static void gemm_tile(const T* const* a, ptrdiff_t a_stride, const T* panel, int
     XDF_UNROLL
     for (int v = 0; v < NV; ++v) {
       const int at = col + v * lanes;
-      if (whole) acc[r][v].store(c[r] + at);
-      else if (at < N) acc[r][v].store_n(c[r] + at, N - at);
+      T* to = c[r] + at;
+      if (whole) {
+        if (start == Start::kAccumulate) acc[r][v] = acc[r][v] + Vec<T>::load(to);
+        acc[r][v].store(to);
+      } else if (at < N) {
+        if (start == Start::kAccumulate) acc[r][v] = acc[r][v] + Vec<T>::load_n(to, N - at);
+        acc[r][v].store_n(to, N - at);
+      }
     }
   }
 }
