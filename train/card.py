@@ -1,0 +1,93 @@
+"""The model card that a distillation writes: what the student is, comes from and can do."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from xdistil_fast.model_io import ModelConfig
+
+
+def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str:
+    """Markdown of a student's ``README.md``.
+
+    Args:
+        name: of the model.
+        config: of the model.
+        record: its ``run.json``.
+    """
+    metrics, settings, machine = record["metrics"], record["settings"], record["machine"]
+    dev = metrics["dev"]
+    types = sorted({label[2:] for label in config.labels} - {""})
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    how = (
+        "labels alone"
+        if settings["labels_only"]
+        else f"labels (weight {settings['hard_weight']:g}) and the teacher's logits "
+        f"(weight {settings['soft_weight']:g})"
+    )
+    lines = [
+        "---",
+        "library_name: xdistil-fast",
+        "pipeline_tag: token-classification",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A BiLSTM tagger ({config.head} head) for the entity types {', '.join(types)}, distilled "
+        f"from the teacher `{settings['teacher']}`.",
+        "",
+        "```python",
+        "from xdistil_fast import Tagger",
+        "",
+        f'tagger = Tagger.from_pretrained("{name}")',
+        "```",
+        "",
+        "## Size",
+        "",
+        f"Embedding {config.embedding_size}, hidden {config.hidden_size} in each direction, "
+        f"{config.vocab_size:,} word pieces: {metrics['parameters']:,} parameters "
+        f"(teacher: {metrics['teacher_parameters']:,}). The table is stored in "
+        f"{settings['embedding_dtype']}.",
+        "",
+        "## Scores on dev",
+        "",
+        "Strict, word level, 0 to 100, by the code and with the weights in this folder. "
+        f"Dev chose the epoch ({metrics['best_epoch']} of {settings['epochs']}).",
+        "",
+        "| type | precision | recall | F1 | entities |",
+        "|---|---|---|---|---|",
+        *(_row(kind, counts) for kind, counts in dev["per_type"].items()),
+        _row("**all**", dev),
+        "",
+        "## Training",
+        "",
+        f"Trained on {how}: {metrics['training_sentences']:,} sentences, "
+        f"{metrics['training_pieces']:,} pieces, {settings['epochs']} epochs, seed "
+        f"{settings['seed']}.",
+        "",
+        "| role | file | sentences | words | SHA-256 |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {d['role']} | {d['name']} | {d['sentences']:,} | {d['words']:,} "
+            f"| `{d['digest'][:16]}` |"
+            for d in record["data"]
+        ),
+        "",
+        f"Teacher: `{config.lineage['teacher']['digest']}`  ",
+        f"Weights: `{record['digest']}`",
+        "",
+        *(["```", shlex.join(record["command"]), "```", ""] if record["command"] else []),
+        f"{record['seconds']:,.0f} s on {machine['cpu']}, {machine['threads']} threads, "
+        f"{machine['isa']} kernels; {versions}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, counts: Mapping[str, Any]) -> str:
+    return (
+        f"| {name} | {counts['precision']:.2f} | {counts['recall']:.2f} | {counts['f1']:.2f} "
+        f"| {counts['support']:,} |"
+    )

@@ -1,0 +1,119 @@
+"""``xdistil distill``: distil a teacher into a small student."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from xdistil_fast.train import runs
+from xdistil_fast.train.config import HEADS, SCHEDULES, STORED, DistillConfig
+from xdistil_fast.train.corpora import load_label_map
+from xdistil_fast.train.distill import distill
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command ``distill``."""
+    parser = subparsers.add_parser(
+        "distill",
+        help="distil a teacher into a small student",
+        description="Distil a fine-tuned token classifier into a BiLSTM(-CRF) student. Killed, "
+        "the same command goes on where it was.",
+    )
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the sub-command."""
+    files: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "FILE"}
+    parser.add_argument(
+        "--teacher", required=True, metavar="FOLDER", help="fine-tuned teacher: folder or Hub id"
+    )
+    parser.add_argument(
+        "--train", required=True, help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped)",
+        **files,
+    )  # fmt: skip
+    parser.add_argument(
+        "--dev", required=True, help="labelled sentences that choose the best epoch", **files
+    )
+    parser.add_argument(
+        "--transfer", default=[], help="unlabelled text: the same, or one sentence a line", **files
+    )
+    parser.add_argument(
+        "--label-map",
+        type=Path,
+        metavar="FILE.json",
+        help='renames types, {"person": "PER", "product": null}; null drops a type; "*" stands '
+        "for all others",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    _add(parser, "--student", str, "embedding size x hidden size of each direction", metavar="ExH")
+    _add(parser, "--head", str, "output layer", choices=HEADS)
+    _add(parser, "--epochs", int, "passes over all sentences")
+    _add(parser, "--lr", float, "highest learning rate")
+    _add(parser, "--batch-size", int, "sentences a step")
+    _add(parser, "--warmup", float, "share of the steps in which the rate rises")
+    _add(parser, "--schedule", str, "how the rate falls", choices=SCHEDULES)
+    _add(parser, "--dropout", float, "share of embedding and BiLSTM outputs dropped")
+    _add(parser, "--clip", float, "largest gradient norm, 0 for none")
+    _add(parser, "--hard-weight", float, "factor of the loss on labels")
+    _add(parser, "--soft-weight", float, "factor of the loss on the teacher's logits")
+    parser.add_argument(
+        "--labels-only", action="store_true", help="train on labels alone, without the teacher"
+    )
+    _add(parser, "--pieces", str, "pieces of a word trained on", choices=("all", "first"))
+    _add(
+        parser, "--embeddings", str,
+        "start of the embedding table: svd (of the teacher's), random, or a file",
+        metavar="START",
+    )  # fmt: skip
+    _add(parser, "--embedding-dtype", str, "how the table is stored", choices=STORED)
+    _add(parser, "--min-piece-count", int, "spell pieces seen less often with shorter ones")
+    _add(parser, "--max-length", int, "pieces after which a sentence is cut between words")
+    parser.add_argument(
+        "--keep-dev-sentences", action="store_true",
+        help="keep transfer sentences that also stand in dev",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache", metavar="FOLDER",
+        help="keep the teacher's logits there, for further runs; else they go in the end",
+    )  # fmt: skip
+    _add(parser, "--batch-pieces", int, "pieces the teacher labels at once")
+    _add(parser, "--checkpoint-minutes", float, "time between checkpoints")
+    _add(parser, "--seed", int, "of start values, shuffles and dropout")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _add(parser: argparse.ArgumentParser, flag: str, kind: type, text: str, **more: Any) -> None:
+    default = _DEFAULTS[flag.removeprefix("--").replace("-", "_")]
+    parser.add_argument(
+        flag, type=kind, default=default, help=f"{text} (default: %(default)s)", **more
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the sub-command; returns the exit status."""
+    settings = {name: getattr(args, name) for name in _DEFAULTS if hasattr(args, name)}
+    settings["label_map"] = load_label_map(args.label_map) if args.label_map else None
+    config = DistillConfig(**settings, progress=not args.quiet)
+    record = distill(config, command=runs.command_line(args))
+    metrics = record["metrics"]
+    print(
+        f"{args.output}: dev F1 {metrics['dev']['f1']:.2f} after epoch {metrics['best_epoch']}, "
+        f"{metrics['parameters']:,} parameters, {metrics['bytes'] / 1e6:.1f} MB, "
+        f"{record['seconds']:.0f} s of labelling and training"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    _parser = argparse.ArgumentParser(prog="xdistil distill")
+    add_arguments(_parser)
+    _args = _parser.parse_args()
+    _args.argv = ["distill", *sys.argv[1:]]
+    sys.exit(run(_args))

@@ -1,0 +1,185 @@
+"""Settings of a distillation run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+PathLike: TypeAlias = "str | Path"
+
+HEADS = ("softmax", "crf")
+SCHEDULES = ("cosine", "linear")
+STORED = ("float32", "float16")
+
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+
+# What may differ between the attempts of one run: where it works and how it reports, not what it
+# computes.
+_NOT_IDENTITY = ("output", "cache", "checkpoint_minutes", "progress", "batch_pieces")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Settings of :func:`xdistil_fast.train.distill`.
+
+    Attributes:
+        teacher: folder or Hub id of a fine-tuned token classifier.
+        train: labelled files: hard and soft loss.
+        dev: labelled files that choose the best epoch.
+        output: the student's folder; must not exist.
+        transfer: unlabelled files: soft loss.
+        label_map: entity types renamed (or dropped, None) in ``train`` and ``dev``.
+        student: ``"ExH"``: embedding size and hidden size of each direction.
+        head: ``softmax`` or ``crf``.
+        epochs: passes over ``train`` and ``transfer`` together.
+        lr: highest learning rate of Adam.
+        batch_size: sentences a step.
+        warmup: share of all steps in which the learning rate rises from 0.
+        schedule: how it falls to 0 afterwards, ``cosine`` or ``linear``.
+        dropout: share of embedding and BiLSTM output elements set to 0 in training.
+        clip: largest norm of the gradient of all parameters; 0 for no limit.
+        hard_weight: factor of the loss on labels.
+        soft_weight: factor of the loss on the teacher's logits.
+        labels_only: train on labels alone, the baseline; takes no ``transfer``.
+        pieces: pieces trained on: ``all``, or ``first`` of each word for a teacher that was itself
+            trained on first pieces only.
+        embeddings: start of the embedding table: ``svd`` of the teacher's, ``random``, or a file
+            (.npy [V, E] in the order of the teacher's pieces, or text lines ``piece v1 ... vE``).
+        embedding_dtype: how the table is stored, ``float32`` or ``float16``.
+        min_piece_count: pieces seen less often are spelled with shorter ones.
+        max_length: most pieces of a sentence; longer ones are cut at a word border and go on as
+            a further sentence.
+        keep_dev_sentences: keep transfer sentences that also stand in ``dev``.
+        cache: folder for the teacher's logits, to be used again by other runs; without it they
+            lie with the unfinished output and go when it is done.
+        batch_pieces: pieces the teacher labels at once.
+        checkpoint_minutes: time between checkpoints; one is also made after each epoch.
+        seed: of initial values, shuffles and dropout.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: a value out of its range, naming it.
+        TypeError: ``train``, ``dev`` or ``transfer`` is one string instead of several.
+    """
+
+    teacher: str
+    train: tuple[str, ...]
+    dev: tuple[str, ...]
+    output: str
+    transfer: tuple[str, ...] = ()
+    label_map: Mapping[str, str | None] | None = None
+    student: str = "100x200"
+    head: str = "softmax"
+    epochs: int = 6
+    lr: float = 3e-3
+    batch_size: int = 64
+    warmup: float = 0.05
+    schedule: str = "cosine"
+    dropout: float = 0.1
+    clip: float = 5.0
+    hard_weight: float = 1.0
+    soft_weight: float = 1.0
+    labels_only: bool = False
+    pieces: Literal["all", "first"] = "all"
+    embeddings: str = "svd"
+    embedding_dtype: str = "float32"
+    min_piece_count: int = 1
+    max_length: int = 256
+    keep_dev_sentences: bool = False
+    cache: str | None = None
+    batch_pieces: int = 8192
+    checkpoint_minutes: float = 2.0
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks every value; paths become strings, lists tuples."""
+        for name in ("train", "dev", "transfer"):
+            value = getattr(self, name)
+            if isinstance(value, (str, Path)):
+                raise TypeError(f"{name} is {str(value)!r}; it must be a list of paths")
+            object.__setattr__(self, name, tuple(str(path) for path in value))
+        for name in ("teacher", "output", "embeddings"):
+            object.__setattr__(self, name, str(getattr(self, name)))
+        if self.cache is not None:
+            object.__setattr__(self, "cache", str(self.cache))
+        for name in ("train", "dev"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; at least one labelled file is needed")
+        if self.labels_only and self.transfer:
+            raise ValueError(
+                "labels_only trains on labels alone and takes no transfer text; "
+                f"transfer is {list(self.transfer)}"
+            )
+        parse_size(self.student)
+        _one_of("head", self.head, HEADS)
+        _one_of("pieces", self.pieces, ("all", "first"))
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("embedding_dtype", self.embedding_dtype, STORED)
+        _at_least("epochs", self.epochs, 1)
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("min_piece_count", self.min_piece_count, 1)
+        _at_least("max_length", self.max_length, 8)
+        _at_least("batch_pieces", self.batch_pieces, 1)
+        _at_least("seed", self.seed, 0)
+        _within("lr", self.lr, 0.0, 1.0, open_low=True)
+        _within("warmup", self.warmup, 0.0, 1.0)
+        _within("dropout", self.dropout, 0.0, 0.95)
+        _within("clip", self.clip, 0.0, math.inf)
+        _within("hard_weight", self.hard_weight, 0.0, math.inf)
+        _within("soft_weight", self.soft_weight, 0.0, math.inf)
+        _within("checkpoint_minutes", self.checkpoint_minutes, 0.0, math.inf, open_low=True)
+        if not self.hard_weight and (self.labels_only or not self.soft_weight):
+            raise ValueError("hard_weight is 0 and there is no soft loss: nothing to train on")
+
+    @property
+    def soft(self) -> bool:
+        """Whether the teacher's logits are trained on."""
+        return not self.labels_only and self.soft_weight > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that an unfinished run must share to be continued."""
+        return {key: value for key, value in self.to_dict().items() if key not in _NOT_IDENTITY}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Embedding size E and hidden size H of ``"ExH"``.
+
+    Raises:
+        ValueError: another form, or a size beyond 16384.
+    """
+    found = _SIZE.fullmatch(text) if isinstance(text, str) else None
+    sizes = tuple(map(int, found.groups())) if found else (0, 0)
+    if not found or max(sizes) > 16384:
+        raise ValueError(
+            f"student is {text!r}; allowed: ExH, embedding size and hidden size of each direction "
+            "(1 to 16384), for example 100x200"
+        )
+    return sizes[0], sizes[1]
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
+
+
+def _at_least(name: str, value: object, low: int) -> None:
+    if type(value) is not int or value < low:
+        raise ValueError(f"{name} is {value!r}; allowed: a whole number from {low}")
+
+
+def _within(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
+        above = "above" if open_low else "from"
+        limit = "" if math.isinf(high) else f" to {high:g}"
+        raise ValueError(f"{name} is {value!r}; allowed: a number {above} {low:g}{limit}")

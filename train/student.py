@@ -1,0 +1,113 @@
+"""The student as a torch module: embedding, BiLSTM, linear layer, optional CRF.
+
+Everything is ragged: P pieces of B sentences in one row after the other, ``cu_seqlens`` [B + 1]
+saying where each sentence starts. Nothing is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from xdistil_fast import nn, student, torch_ops
+from xdistil_fast.labels import OUTSIDE
+from xdistil_fast.train.alignment import Alignment
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Student(torch.nn.Module):
+    """Tagger of C labels over V pieces.
+
+    Args:
+        embeddings: [V, E] start of the table.
+        hidden_size: H of each direction.
+        num_labels: C.
+        head: ``softmax``, or ``crf`` for transition scores on top.
+        dropout: share of embedding and BiLSTM output elements dropped in training.
+        seed: of all other start values.
+    """
+
+    def __init__(
+        self,
+        embeddings: FloatArray,
+        hidden_size: int,
+        num_labels: int,
+        *,
+        head: str = "softmax",
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            table = torch.from_numpy(np.array(embeddings, np.float32))
+            self.embedding = torch.nn.Embedding(len(table), table.shape[1], _weight=table)
+            self.bilstm = nn.BiLSTM(embeddings.shape[1], hidden_size)
+            self.output = torch.nn.Linear(2 * hidden_size, num_labels)
+            self.crf = nn.CRF(num_labels) if head == "crf" else None
+
+    def forward(
+        self, ids: Tensor, cu_seqlens: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Emissions of a batch.
+
+        Args:
+            ids: [P] int32 pieces.
+            cu_seqlens: [B + 1] int32.
+            generator: source of dropout; without it nothing is dropped.
+
+        Returns:
+            [P, C].
+        """
+        values = torch_ops.embedding(self.embedding.weight, ids)
+        values = self._drop(values, generator)
+        values = self.bilstm(values, cu_seqlens)
+        values = self._drop(values, generator)
+        emissions: Tensor = self.output(values)
+        return emissions
+
+    def _drop(self, values: Tensor, generator: torch.Generator | None) -> Tensor:
+        if generator is None or not self.dropout:
+            return values
+        kept = torch.rand(values.shape, generator=generator) >= self.dropout
+        return values * kept * (1.0 / (1.0 - self.dropout))
+
+    def tensors(self) -> dict[str, FloatArray]:
+        """All parameters by the names of the model folder, as copies."""
+        return {name: value.detach().numpy().copy() for name, value in self.named_parameters()}
+
+    def load(self, tensors: Mapping[str, npt.NDArray[np.floating]]) -> None:
+        """Set all parameters from arrays as :meth:`tensors` gives them."""
+        with torch.no_grad():
+            for name, value in self.named_parameters():
+                value.copy_(torch.from_numpy(np.asarray(tensors[name], np.float32)))
+
+
+def tag_words(
+    tagger: student.Student, alignment: Alignment, labels: Sequence[str]
+) -> list[list[str]]:
+    """Tags of the words of all sentences, by the code that users run.
+
+    Args:
+        tagger: the student as it is served.
+        alignment: sentences in the student's pieces.
+        labels: C labels.
+
+    Returns:
+        One list of tags a sentence; words without pieces get ``O``.
+    """
+    with_pieces = alignment.first_piece >= 0
+    cu_words = np.concatenate([[0], np.cumsum(with_pieces)])[alignment.cu_words].astype(np.int32)
+    cu_pieces = alignment.cu_pieces.astype(np.int32)
+    emissions = tagger.logits(alignment.ids, cu_pieces)
+    first = alignment.first_piece[with_pieces]
+    found = tagger.decode_words(emissions, cu_pieces, first, cu_words)
+    tags = np.full(len(with_pieces), OUTSIDE, dtype=object)
+    tags[with_pieces] = np.array(labels, dtype=object)[found]
+    return [list(part) for part in np.split(tags, alignment.cu_words[1:-1])]
