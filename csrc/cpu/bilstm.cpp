@@ -14,15 +14,19 @@ size_t packed_size(int K, int N, int lanes) {
   return static_cast<size_t>(K) * static_cast<size_t>(round_up(N, lanes));
 }
 
-// Packs B[k, n] = at(k, n) into panels; at(k, n) is asked only for n < N.
-template <class T, class At>
-T* pack_panels(T* to, int K, int N, int lanes, At at) {
+// Packs B [K, N] into panels; row(k) points to its N elements, or is null for a row of zeros.
+template <class T, class Row>
+T* pack_panels(T* to, int K, int N, int lanes, Row row) {
   const int num_vecs = (N + lanes - 1) / lanes;
   int col = 0;
-  for (int p = 0; N > 0 && p < panel_count(num_vecs); ++p) {
+  for (int p = 0; p < panel_count(num_vecs); ++p) {
     const int columns = panel_vecs(num_vecs, p) * lanes;
-    for (int k = 0; k < K; ++k)
-      for (int c = 0; c < columns; ++c) *to++ = col + c < N ? at(k, col + c) : T(0);
+    for (int k = 0; k < K; ++k, to += columns) {
+      const T* from = row(k);
+      const int valid = from == nullptr ? 0 : std::min(columns, N - col);
+      if (valid > 0) std::copy_n(from + col, valid, to);
+      std::fill_n(to + valid, columns - valid, T(0));
+    }
     col += columns;
   }
   return to;
@@ -51,9 +55,9 @@ T* pack_gates(T* to, const T* w, int K, int H, int lanes) {
 // w [4H, N] in torch's order -> panels of B[m, n] with m interleaved
 template <class T>
 T* pack_gate_rows(T* to, const T* w, int N, int H, int lanes) {
-  return pack_panels(to, 4 * round_up(H, lanes), N, lanes, [=](int m, int n) {
+  return pack_panels(to, 4 * round_up(H, lanes), N, lanes, [=](int m) {
     const int gate = m / lanes % 4, unit = m / (4 * lanes) * lanes + m % lanes;
-    return unit < H ? w[(static_cast<ptrdiff_t>(gate) * H + unit) * N + n] : T(0);
+    return unit < H ? w + (static_cast<ptrdiff_t>(gate) * H + unit) * N : nullptr;
   });
 }
 
@@ -253,8 +257,10 @@ LinearWeights<T>::LinearWeights(const T* weight, const T* bias, int N, int K) : 
   const int padded = round_up(N, lanes);
   T* to = memory_.reserve(packed_size(K, N, lanes) + static_cast<size_t>(padded));
   matrix_ = {to, K, N};
-  T* packed_bias = pack_panels(to, K, N, lanes,
-                               [=](int k, int n) { return weight[static_cast<ptrdiff_t>(n) * K + k]; });
+  std::vector<T> transposed(static_cast<size_t>(K) * static_cast<size_t>(N));
+  for (ptrdiff_t n = 0; n < N; ++n)
+    for (ptrdiff_t k = 0; k < K; ++k) transposed[static_cast<size_t>(k * N + n)] = weight[n * K + k];
+  T* packed_bias = pack_panels(to, K, N, lanes, [&](int k) { return transposed.data() + static_cast<ptrdiff_t>(k) * N; });
   for (int n = 0; n < padded; ++n) packed_bias[n] = bias != nullptr && n < N ? bias[n] : T(0);
   bias_ = packed_bias;
 }
