@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, cast
 
 import numpy as np
@@ -51,7 +52,7 @@ class Alignment:
 
     def split(self, values: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
         """Cut ``values`` [P, ...] into one view a sentence."""
-        return np.split(values, self.cu_pieces[1:-1])
+        return [values[a:b] for a, b in pairwise(self.cu_pieces)]
 
 
 def plain_tokenizer(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -181,7 +182,7 @@ def words_from_pieces(
     names = np.array([*labels, "O"], dtype=object)
     with_none = np.append(piece_tags.astype(np.int64), len(labels))
     words = names[with_none[alignment.first_piece]]
-    return [list(part) for part in np.split(words, alignment.cu_words[1:-1])]
+    return [words[a:b].tolist() for a, b in pairwise(alignment.cu_words)]
 
 
 def split_points(alignment: Alignment, sentence: int, max_pieces: int) -> list[tuple[int, int]]:
