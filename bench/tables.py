@@ -184,7 +184,14 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument("--show", action="store_true", help="print the table only")
     group.add_argument("--check", action="store_true", help="fail if the files are out of date")
     args = parser.parse_args(argv)
+    try:
+        return _run(args)
+    except (OSError, ValueError) as error:
+        print(f"bench.tables: error: {error}", file=sys.stderr)
+        return 2
 
+
+def _run(args: argparse.Namespace) -> int:
     results = args.root / "bench" / "results"
     if args.run is not None:
         run = load(args.run)
