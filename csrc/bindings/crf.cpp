@@ -1,2 +1,200 @@
+// Linear-chain CRF, Viterbi and softmax.
+#include "cpu/crf.h"
+
+#include <pybind11/pybind11.h>
+
+#include <limits>
+
+#include "bindings/arrays.h"
 #include "bindings/register.h"
-namespace xdf { void register_crf(pybind11::module_&) {} }
+
+namespace xdf {
+namespace {
+
+// Refuses NaN and +inf; -inf forbids.
+template <class T>
+void check_scores(const In<T>& scores, const char* name) {
+  const T* x = scores.data();
+  const int64_t size = scores.array.size();
+  int bad = 0;  // no branch: this runs over every emission of every call
+  for (int64_t i = 0; i < size; ++i) bad |= !(x[i] < std::numeric_limits<T>::infinity());
+  if (!bad) return;
+  int64_t first = 0;
+  while (x[first] < std::numeric_limits<T>::infinity()) ++first;
+  std::vector<int64_t> index(static_cast<size_t>(scores.array.ndim()));
+  int64_t rest = first;
+  for (size_t d = index.size(); d-- > 0; rest /= scores.array.shape(d))
+    index[d] = rest % scores.array.shape(d);
+  fail(name, ": has ", x[first], " at ", shape_text(index), ", must be finite or -inf");
+}
+
+// What all four CRF functions take.
+template <class T>
+struct CrfInputs {
+  CrfInputs(const py::object& emissions_, const py::object& cu_seqlens_, const py::object& start_,
+            const py::object& end_, const py::object& transitions_)
+      : emissions(emissions_, "emissions", {kAny, kAny}),
+        cu_seqlens(cu_seqlens_input(cu_seqlens_, emissions.dim(0))),
+        start(start_, "start", {num_tags()}),
+        end(end_, "end", {num_tags()}),
+        transitions(transitions_, "transitions", {num_tags(), num_tags()}) {
+    check_scores(start, "start");
+    check_scores(end, "end");
+    check_scores(transitions, "transitions");
+    check_scores(emissions, "emissions");
+  }
+  int64_t num_tags() const {
+    const int64_t n = emissions.dim(1);
+    XDF_CHECK(n >= 1 && n <= kMaxTags, "emissions: has ", n, " tags (columns), must be 1 to ",
+              kMaxTags);
+    return n;
+  }
+  int64_t total() const { return emissions.dim(0); }
+  int64_t sequences() const { return cu_seqlens.dim(0) - 1; }
+  CrfBatch<T> batch() const {
+    return {{static_cast<int>(num_tags()), start.data(), end.data(), transitions.data()},
+            emissions.data(),
+            cu_seqlens.data(),
+            static_cast<int>(sequences())};
+  }
+  void check_output(const py::array& out, const char* name) const {
+    check_no_overlap(out, name, emissions.array, "emissions");
+    check_no_overlap(out, name, cu_seqlens.array, "cu_seqlens");
+    check_no_overlap(out, name, start.array, "start");
+    check_no_overlap(out, name, end.array, "end");
+    check_no_overlap(out, name, transitions.array, "transitions");
+  }
+
+  In<T> emissions;
+  In<int32_t> cu_seqlens;
+  In<T> start, end, transitions;
+};
+
+In<int32_t> tags_input(const py::object& object, int64_t total, int64_t num_tags) {
+  In<int32_t> tags(object, "tags", {total});
+  for (int64_t t = 0; t < total; ++t)
+    XDF_CHECK(tags.data()[t] >= 0 && tags.data()[t] < num_tags, "tags: has ", tags.data()[t],
+              " at position ", t, ", must be 0 to ", num_tags - 1);
+  return tags;
+}
+
+void log_likelihood(const py::object& emissions, const py::object& cu_seqlens,
+                    const py::object& tags, const py::object& start, const py::object& end,
+                    const py::object& transitions, const py::object& out, int threads) {
+  checked_threads(threads);
+  dispatch_real(emissions, "emissions", [&](auto zero) {
+    using T = decltype(zero);
+    const CrfInputs<T> in(emissions, cu_seqlens, start, end, transitions);
+    const In<int32_t> tags_in = tags_input(tags, in.total(), in.num_tags());
+    Out<T> result(out, "out", {in.sequences()});
+    in.check_output(result.array, "out");
+    T* data = result.data();
+    const py::gil_scoped_release release;
+    crf_log_likelihood(in.batch(), tags_in.data(), data, threads);
+  });
+}
+
+void log_likelihood_grad(const py::object& emissions, const py::object& cu_seqlens,
+                         const py::object& tags, const py::object& start, const py::object& end,
+                         const py::object& transitions, const py::object& grad_out,
+                         const py::object& grad_emissions, const py::object& grad_start,
+                         const py::object& grad_end, const py::object& grad_transitions,
+                         int threads) {
+  checked_threads(threads);
+  dispatch_real(emissions, "emissions", [&](auto zero) {
+    using T = decltype(zero);
+    const CrfInputs<T> in(emissions, cu_seqlens, start, end, transitions);
+    const int64_t C = in.num_tags();
+    const In<int32_t> tags_in = tags_input(tags, in.total(), C);
+    const In<T> weights(grad_out, "grad_out", {in.sequences()});
+    Out<T> of_emissions(grad_emissions, "grad_emissions", {in.total(), C});
+    Out<T> of_start(grad_start, "grad_start", {C}), of_end(grad_end, "grad_end", {C});
+    Out<T> of_transitions(grad_transitions, "grad_transitions", {C, C});
+    struct Output {
+      const py::array& array;
+      const char* name;
+    };
+    const Output outputs[] = {{of_emissions.array, "grad_emissions"},
+                              {of_start.array, "grad_start"},
+                              {of_end.array, "grad_end"},
+                              {of_transitions.array, "grad_transitions"}};
+    for (const Output& output : outputs) {
+      in.check_output(output.array, output.name);
+      check_no_overlap(output.array, output.name, weights.array, "grad_out");
+      for (const Output* other = outputs; other != &output; ++other)
+        check_no_overlap(output.array, output.name, other->array, other->name);
+    }
+    T *e = of_emissions.data(), *s = of_start.data(), *d = of_end.data(),
+      *t = of_transitions.data();
+    const py::gil_scoped_release release;
+    crf_log_likelihood_grad(in.batch(), tags_in.data(), weights.data(), e, s, d, t, threads);
+  });
+}
+
+void marginals(const py::object& emissions, const py::object& cu_seqlens, const py::object& start,
+               const py::object& end, const py::object& transitions, const py::object& out,
+               int threads) {
+  checked_threads(threads);
+  dispatch_real(emissions, "emissions", [&](auto zero) {
+    using T = decltype(zero);
+    const CrfInputs<T> in(emissions, cu_seqlens, start, end, transitions);
+    Out<T> result(out, "out", {in.total(), in.num_tags()});
+    in.check_output(result.array, "out");
+    T* data = result.data();
+    const py::gil_scoped_release release;
+    crf_marginals(in.batch(), data, threads);
+  });
+}
+
+void viterbi(const py::object& emissions, const py::object& cu_seqlens, const py::object& start,
+             const py::object& end, const py::object& transitions, const py::object& tags,
+             const py::object& scores, int threads) {
+  checked_threads(threads);
+  dispatch_real(emissions, "emissions", [&](auto zero) {
+    using T = decltype(zero);
+    const CrfInputs<T> in(emissions, cu_seqlens, start, end, transitions);
+    Out<int32_t> tags_out(tags, "tags", {in.total()});
+    Out<T> scores_out(scores, "scores", {in.sequences()});
+    in.check_output(tags_out.array, "tags");
+    in.check_output(scores_out.array, "scores");
+    check_no_overlap(scores_out.array, "scores", tags_out.array, "tags");
+    int32_t* tags_data = tags_out.data();
+    T* scores_data = scores_out.data();
+    const py::gil_scoped_release release;
+    crf_viterbi(in.batch(), tags_data, scores_data, threads);
+  });
+}
+
+void softmax_rows(const py::object& logits, const py::object& out, int threads) {
+  checked_threads(threads);
+  dispatch_real(logits, "logits", [&](auto zero) {
+    using T = decltype(zero);
+    const In<T> in(logits, "logits", {kAny, kAny});
+    const int64_t C = in.dim(1);
+    XDF_CHECK(C >= 1 && C <= std::numeric_limits<int>::max(), "logits: has ", C,
+              " columns, must be at least 1");
+    Out<T> result(out, "out", {in.dim(0), C});
+    check_no_overlap(result.array, "out", in.array, "logits");
+    T* data = result.data();
+    const py::gil_scoped_release release;
+    softmax(in.data(), in.dim(0), static_cast<int>(C), data, threads);
+  });
+}
+
+}  // namespace
+
+void register_crf(py::module_& m) {
+  using namespace py::literals;
+  m.def("crf_log_likelihood", &log_likelihood, "emissions"_a, "cu_seqlens"_a, "tags"_a, "start"_a,
+        "end"_a, "transitions"_a, "out"_a, "threads"_a = 0);
+  m.def("crf_log_likelihood_grad", &log_likelihood_grad, "emissions"_a, "cu_seqlens"_a, "tags"_a,
+        "start"_a, "end"_a, "transitions"_a, "grad_out"_a, "grad_emissions"_a, "grad_start"_a,
+        "grad_end"_a, "grad_transitions"_a, "threads"_a = 0);
+  m.def("crf_marginals", &marginals, "emissions"_a, "cu_seqlens"_a, "start"_a, "end"_a,
+        "transitions"_a, "out"_a, "threads"_a = 0);
+  m.def("crf_viterbi", &viterbi, "emissions"_a, "cu_seqlens"_a, "start"_a, "end"_a, "transitions"_a,
+        "tags"_a, "scores"_a, "threads"_a = 0);
+  m.def("softmax", &softmax_rows, "logits"_a, "out"_a, "threads"_a = 0);
+}
+
+}  // namespace xdf

@@ -18,6 +18,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "xdf/crf.h"
+
 namespace xdf {
 
 // Hidden sizes are rounded up to this in packed weights and in `reserve`, for every instruction set
@@ -151,6 +153,12 @@ struct KernelTable {
   void (*lstm_forward)(const LstmForwardArgs<T>&);
   void (*lstm_backward)(const LstmBackwardArgs<T>&);
   void (*lstm_weight_grad)(const LstmWeightGradArgs<T>&);
+  void (*crf_prepare)(const CrfModel<T>&, CrfTables<T>&);
+  void (*crf_log_likelihood)(const CrfLikelihoodArgs<T>&);
+  void (*crf_grad)(const CrfGradArgs<T>&);
+  void (*viterbi_prepare)(const CrfModel<T>&, CrfTables<T>&);
+  void (*viterbi)(const ViterbiArgs<T>&);
+  void (*softmax)(const SoftmaxArgs<T>&);
 };
 
 }  // namespace xdf
