@@ -9,127 +9,60 @@ value and what is allowed.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from xdistil_fast import __version__
-from xdistil_fast.labels import OUTSIDE, validate_labels
+from xdistil_fast.labels import OUTSIDE
+from xdistil_fast.model_config import (
+    CONFIG_FILE,
+    CRF_TENSORS,
+    ModelConfig,
+    ModelError,
+    fail,
+    parse_config,
+    show,
+)
 
-FORMAT_VERSION = 1
-CONFIG_FILE = "config.json"
+__all__ = [
+    "CARD_FILE",
+    "CONFIG_FILE",
+    "FILES",
+    "TOKENIZER_FILE",
+    "WEIGHTS_FILE",
+    "ModelConfig",
+    "ModelError",
+    "ModelFolder",
+    "Tensors",
+    "embedded_models",
+    "file_digest",
+    "load_folder",
+    "load_tokenizer",
+    "resolve_model",
+    "save_folder",
+]
+
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 CARD_FILE = "README.md"
 FILES = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CARD_FILE)
 
-TASK = "token-classification"
-HEADS = ("softmax", "crf")
-PRECISIONS = ("float32",)
-CRF_TENSORS = ("crf.start_transitions", "crf.end_transitions", "crf.transitions")
-
-# Far above any student, low enough that no product of two of them overflows or exhausts a machine.
-_MAX = {
-    "vocab_size": 10_000_000,
-    "embedding_size": 16_384,
-    "hidden_size": 16_384,
-    "window": 1_000_000,
-    "stride": 1_000_000,
-}
-_MAX_LABELS = 4_096
 _MAX_CONFIG_BYTES = 16 << 20
 _MAX_TOKENIZER_BYTES = 512 << 20
-
 _EMBEDDED = Path(__file__).parent / "models"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 Tensors = dict[str, NDArray[np.float32]]
-
-
-class ModelError(ValueError):
-    """A model that cannot be found, read or run; the message says which value is at fault."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What `config.json` holds.
-
-    Attributes:
-        labels: C distinct IOB2 labels; position is the tag id.
-        vocab_size: V, rows of the embedding table; every tokenizer id is below it.
-        embedding_size: E, the BiLSTM's input size.
-        hidden_size: H of each direction.
-        head: "softmax" or "crf".
-        window: most pieces of a text that the BiLSTM reads at once.
-        stride: pieces that two neighbouring windows of a longer text share; below `window`.
-        precision: "float32".
-        task: "token-classification".
-        lineage: where the model came from (teacher, data digests, seed, command); free.
-        metrics: what was measured on it; free.
-        library_version: version that wrote the folder.
-        format_version: version of the folder's layout.
-
-    Raises:
-        ModelError: a value out of its range, naming it.
-    """
-
-    labels: tuple[str, ...]
-    vocab_size: int
-    embedding_size: int
-    hidden_size: int
-    head: str = "softmax"
-    window: int = 512
-    stride: int = 128
-    precision: str = "float32"
-    task: str = TASK
-    lineage: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    library_version: str = __version__
-    format_version: int = FORMAT_VERSION
-
-    def __post_init__(self) -> None:
-        """Checks every value; lists of labels become tuples."""
-        _check_values(self)
-        object.__setattr__(self, "labels", tuple(self.labels))
-
-    def to_json(self) -> str:
-        """The text of `config.json`, the same bytes for the same values.
-
-        Raises:
-            ModelError: lineage or metrics hold what JSON cannot (NaN, objects).
-        """
-        try:
-            text = json.dumps(asdict(self), ensure_ascii=False, allow_nan=False, indent=2)
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"lineage and metrics must be plain JSON values: {error}") from None
-        return text + "\n"
-
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor `model.safetensors` must hold."""
-        size, hidden, tags = self.embedding_size, self.hidden_size, len(self.labels)
-        rows = 4 * hidden
-        shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (self.vocab_size, size)}
-        for suffix in ("", "_reverse"):
-            shapes[f"bilstm.weight_ih_l0{suffix}"] = (rows, size)
-            shapes[f"bilstm.weight_hh_l0{suffix}"] = (rows, hidden)
-            shapes[f"bilstm.bias_ih_l0{suffix}"] = (rows,)
-            shapes[f"bilstm.bias_hh_l0{suffix}"] = (rows,)
-        shapes["output.weight"] = (tags, 2 * hidden)
-        shapes["output.bias"] = (tags,)
-        if self.head == "crf":
-            shapes.update(zip(CRF_TENSORS, ((tags,), (tags,), (tags, tags)), strict=True))
-        return shapes
 
 
 @dataclass(frozen=True)
@@ -208,7 +141,7 @@ def resolve_model(name_or_path: str | os.PathLike[str], revision: str | None = N
         raise TypeError(f"name_or_path is {kind}; it must be a string or a path")
     name = os.fspath(name_or_path)
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ModelError(f"model {_show(name)} is neither a folder nor a name")
+        raise ModelError(f"model {show(name)} is neither a folder nor a name")
     path = Path(name).expanduser()
     if path.is_dir():
         _refuse_revision(revision, path)
@@ -224,7 +157,7 @@ def resolve_model(name_or_path: str | os.PathLike[str], revision: str | None = N
             found = _from_hub(name, revision, tried)
             if found is not None:
                 return found
-    raise ModelError(f"model {_show(name)} was not found; tried " + "; ".join(tried))
+    raise ModelError(f"model {show(name)} was not found; tried " + "; ".join(tried))
 
 
 def _refuse_revision(revision: str | None, what: object) -> None:
@@ -266,41 +199,6 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def parse_config(text: str, where: str | os.PathLike[str] = CONFIG_FILE) -> ModelConfig:
-    """Parses the text of a `config.json`.
-
-    Args:
-        text: untrusted JSON.
-        where: named in errors.
-
-    Raises:
-        ModelError: not JSON, nested too deep, a key twice, missing or unknown, a value of the
-            wrong type or out of range, a newer `format_version`.
-    """
-    raw = _parse_json(text, where)
-    if not isinstance(raw, dict):
-        _fail(where, f"holds {type(raw).__name__}; it must be a JSON object")
-    # First: of a newer format nothing else can be judged.
-    version = raw.get("format_version")
-    if type(version) is not int or version < 1:
-        _fail(where, f"format_version is {_show(version)}; it must be a positive integer")
-    if version > FORMAT_VERSION:
-        _fail(
-            where,
-            f"format_version is {_show(version)}; this library reads up to {FORMAT_VERSION}: "
-            "upgrade with pip install -U xdistil-fast",
-        )
-    known = [item.name for item in fields(ModelConfig)]
-    if unknown := sorted(set(raw) - set(known)):
-        _fail(where, f"unknown key {_show(unknown[0])}; allowed are {', '.join(known)}")
-    if missing := [name for name in known if name not in raw]:
-        _fail(where, f"key {missing[0]!r} is missing")
-    try:
-        return ModelConfig(**raw)
-    except ModelError as error:
-        _fail(where, str(error))
-
-
 def load_tokenizer(
     text: str, vocab_size: int, where: str | os.PathLike[str] = TOKENIZER_FILE
 ) -> Tokenizer:
@@ -323,19 +221,19 @@ def load_tokenizer(
         tokenizer.no_truncation()
         tokenizer.no_padding()
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        # A tokenizer without an unknown token fails only at the first strange word: ask for one.
-        tokenizer.encode("a \U0010fffd", add_special_tokens=False)
+        # Without an unknown token it would fail only at the first strange word: here is one.
+        tokenizer.encode("\U00010380" * 200, add_special_tokens=False)
     except BaseException as error:  # a Rust panic derives from BaseException
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
-        _fail(where, f"does not load as a tokenizer of the tokenizers library: {_show(str(error))}")
+        fail(where, f"does not load as a tokenizer of the tokenizers library: {show(str(error))}")
     if not vocabulary:
-        _fail(where, "has an empty vocabulary")
+        fail(where, "has an empty vocabulary")
     piece, largest = max(vocabulary.items(), key=lambda item: (item[1], item[0]))
     if largest >= vocab_size:
-        _fail(
+        fail(
             where,
-            f"piece {_show(piece)} has id {largest}; ids must be below vocab_size {vocab_size} "
+            f"piece {show(piece)} has id {largest}; ids must be below vocab_size {vocab_size} "
             f"of {CONFIG_FILE}",
         )
     return tokenizer
@@ -418,7 +316,11 @@ def _swap(fresh: Path, target: Path) -> None:
         return
     # A name for the old folder that nobody holds; the rename needs it to be free or empty.
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-    target.rename(old)
+    try:
+        target.rename(old)
+    except BaseException:
+        old.rmdir()
+        raise
     try:
         fresh.rename(target)
     except BaseException:
@@ -446,92 +348,26 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _fail(where: str | os.PathLike[str], what: str) -> NoReturn:
-    raise ModelError(f"{os.fspath(where)}: {what}") from None
-
-
-def _show(value: object) -> str:
-    """A short printable form of an untrusted value."""
-    text = ascii(value)
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
 def _require_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
         needed = ", ".join(FILES[:3])
-        _fail(path, f"cannot be read ({error.strerror}); a model folder holds {needed}")
+        fail(path, f"cannot be read ({error.strerror}); a model folder holds {needed}")
     if not stat.S_ISREG(mode):
-        _fail(path, "is not a regular file")
+        fail(path, "is not a regular file")
 
 
 def _read_text(path: Path, limit: int) -> str:
     size = path.stat().st_size
     if size > limit:
-        _fail(path, f"has {size} bytes; at most {limit} are read")
+        fail(path, f"has {size} bytes; at most {limit} are read")
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        _fail(path, f"is not UTF-8 (byte {error.start})")
+        fail(path, f"is not UTF-8 (byte {error.start})")
     except OSError as error:
-        _fail(path, f"cannot be read ({error.strerror})")
-
-
-def _parse_json(text: str, where: str | os.PathLike[str]) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in out:
-                _fail(where, f"key {_show(key)} stands twice in one object")
-            out[key] = value
-        return out
-
-    def no_constant(name: str) -> NoReturn:
-        _fail(where, f"holds {name}, which is not JSON")
-
-    try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
-    except ModelError:
-        raise
-    except RecursionError:
-        _fail(where, "is nested too deep")
-    except ValueError as error:
-        _fail(where, f"is not valid JSON: {error}")
-
-
-def _check_values(config: ModelConfig) -> None:
-    def need(name: str, value: object, kind: type, allowed: str) -> None:
-        if type(value) is not kind:
-            raise ModelError(f"{name} is {_show(value)}; it must be {allowed}")
-
-    need("format_version", config.format_version, int, "an integer")
-    if config.format_version != FORMAT_VERSION:
-        raise ModelError(f"format_version is {config.format_version}; allowed is {FORMAT_VERSION}")
-    for name, allowed in (("task", (TASK,)), ("head", HEADS), ("precision", PRECISIONS)):
-        value = getattr(config, name)
-        if type(value) is not str or value not in allowed:
-            raise ModelError(f"{name} is {_show(value)}; allowed: {', '.join(map(repr, allowed))}")
-    if not isinstance(config.labels, (list, tuple)):
-        raise ModelError(f"labels is {_show(config.labels)}; it must be a list of strings")
-    if len(config.labels) > _MAX_LABELS:
-        raise ModelError(f"labels has {len(config.labels)} items; at most {_MAX_LABELS} may be")
-    try:
-        validate_labels(config.labels)
-    except ValueError as error:
-        raise ModelError(str(error)) from None
-    for name, largest in _MAX.items():
-        value = getattr(config, name)
-        smallest = 0 if name == "stride" else 1
-        if type(value) is not int or not smallest <= value <= largest:
-            raise ModelError(
-                f"{name} is {_show(value)}; it must be an integer from {smallest} to {largest}"
-            )
-    if config.stride >= config.window:
-        raise ModelError(f"stride is {config.stride}; it must be below window {config.window}")
-    need("library_version", config.library_version, str, "a string")
-    for name in ("lineage", "metrics"):
-        need(name, getattr(config, name), dict, "an object")
+        fail(path, f"cannot be read ({error.strerror})")
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:
@@ -546,16 +382,16 @@ def _check_header(
 ) -> None:
     shapes = config.tensor_shapes()
     if missing := [name for name in shapes if name not in found]:
-        _fail(where, f"tensor {missing[0]!r} is missing")
+        fail(where, f"tensor {missing[0]!r} is missing")
     if extra := sorted(set(found) - set(shapes)):
-        _fail(where, f"tensor {_show(extra[0])} is unknown; allowed are {', '.join(shapes)}")
+        fail(where, f"tensor {show(extra[0])} is unknown; allowed are {', '.join(shapes)}")
     for name, shape in shapes.items():
         dtype, actual = found[name]
         allowed = ("F32", "F16") if name == "embedding.weight" else ("F32",)
         if dtype not in allowed:
-            _fail(where, f"tensor {name!r} has dtype {dtype}; allowed: {', '.join(allowed)}")
+            fail(where, f"tensor {name!r} has dtype {dtype}; allowed: {', '.join(allowed)}")
         if tuple(actual) != shape:
-            _fail(
+            fail(
                 where,
                 f"tensor {name!r} has shape {list(actual)}; {CONFIG_FILE} asks for {list(shape)}",
             )
@@ -569,7 +405,7 @@ def _check_finite(name: str, value: NDArray[Any], where: str | os.PathLike[str])
         index = np.unravel_index(int(np.argmin(good)), value.shape)
         place = [int(i) for i in index]
         allowed = "finite or -inf" if name in CRF_TENSORS else "finite"
-        _fail(where, f"tensor {name!r} holds {value[index]} at {place}; values must be {allowed}")
+        fail(where, f"tensor {name!r} holds {value[index]} at {place}; values must be {allowed}")
 
 
 def _check_crf(
@@ -582,7 +418,7 @@ def _check_crf(
     for name in CRF_TENSORS:
         index = (tag,) * tensors[name].ndim
         if tensors[name][index] == -np.inf:
-            _fail(where, f"tensor {name!r} forbids 'O' (-inf at {list(index)}); it must be allowed")
+            fail(where, f"tensor {name!r} forbids 'O' (-inf at {list(index)}); it must be allowed")
 
 
 def _read_tensors(path: Path, config: ModelConfig) -> Tensors:
@@ -602,8 +438,8 @@ def _read_tensors(path: Path, config: ModelConfig) -> Tensors:
                 _check_finite(name, value, path)
                 tensors[name] = np.ascontiguousarray(value, np.float32)
     except SafetensorError as error:
-        _fail(path, f"is corrupt or truncated: {_show(str(error))}")
+        fail(path, f"is corrupt or truncated: {show(str(error))}")
     except OSError as error:
-        _fail(path, f"cannot be read ({error})")
+        fail(path, f"cannot be read ({error})")
     _check_crf(tensors, config, path)
     return tensors

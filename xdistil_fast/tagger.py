@@ -25,6 +25,7 @@ from xdistil_fast.tokenization import Encoded, TextEncoder, finish_span, plan_wi
 # A word piece is about four characters long in most languages; only the size of a batch hangs on
 # it, and the kernels take a batch in parts anyway.
 _CHARS_PER_PIECE = 4
+_PIECES_PER_WORD = 2
 TRUNCATIONS = ("window", "error")
 
 
@@ -45,7 +46,7 @@ class Tagged:
     Attributes:
         encoded: pieces and words of the texts.
         tags: int32 [W], tag id of every word.
-        probabilities: float32 [W], of those tags.
+        probabilities: float32 [W], of those tags; empty where nobody needs them.
     """
 
     encoded: Encoded
@@ -262,30 +263,11 @@ class Tagger:
         out: list[list[str]] = []
         begin = size = 0
         for index, words in enumerate(sentences):
-            size += 1 + len(words) * 2
+            size += 1 + len(words) * _PIECES_PER_WORD
             if size >= MAX_PIECES or index + 1 == len(sentences):
-                out += self._tag_words(sentences[begin : index + 1], truncation, begin)
+                batch = sentences[begin : index + 1]
+                out += self.split_tags(batch, self.tag_split_batch(batch, truncation, offset=begin))
                 begin, size = index + 1, 0
-        return out
-
-    def _tag_words(
-        self, sentences: Sequence[Sequence[str]], truncation: str, offset: int
-    ) -> list[list[str]]:
-        encoded = self._encoder.encode_words(sentences)
-        self._check_lengths(encoded, truncation, offset)
-        logits = self._logits(encoded, MAX_PIECES)
-        tags = self._student.decode_words(
-            logits, encoded.cu_pieces, encoded.first, encoded.cu_words
-        ).tolist()
-        positions = encoded.positions.tolist()
-        out: list[list[str]] = []
-        for index, words in enumerate(sentences):
-            begin, stop = encoded.cu_words[index], encoded.cu_words[index + 1]
-            row = [iob.OUTSIDE] * len(words)
-            for at in range(begin, stop):
-                row[positions[at]] = self._names[tags[at]]
-            # A word without pieces stands between its neighbours as `O`.
-            out.append(row if stop - begin == len(words) else iob.repair(row))
         return out
 
     def tag_batch(
@@ -308,13 +290,38 @@ class Tagger:
             Words with tags and probabilities.
         """
         encoded = self._encoder.encode_texts(texts)
-        self._check_lengths(encoded, truncation, offset)
+        return self._tag(encoded, truncation, max_pieces, offset, probabilities=True)
+
+    def tag_split_batch(
+        self,
+        sentences: Sequence[Sequence[str]],
+        truncation: str = "window",
+        max_pieces: int = MAX_PIECES,
+        *,
+        offset: int = 0,
+    ) -> Tagged:
+        """The same for sentences that are already split into words; no probabilities."""
+        encoded = self._encoder.encode_words(sentences)
+        return self._tag(encoded, truncation, max_pieces, offset, probabilities=False)
+
+    def _tag(
+        self,
+        encoded: Encoded,
+        truncation: str,
+        max_pieces: int,
+        offset: int,
+        *,
+        probabilities: bool,
+    ) -> Tagged:
+        if truncation == "error":
+            self._check_lengths(encoded, offset)
+        student, cu_pieces, first = self._student, encoded.cu_pieces, encoded.first
         logits = self._logits(encoded, max_pieces)
-        tags = self._student.decode_words(
-            logits, encoded.cu_pieces, encoded.first, encoded.cu_words
-        )
-        probabilities = self._student.probabilities(logits, encoded.cu_pieces, encoded.first, tags)
-        return Tagged(encoded, tags, probabilities)
+        tags = student.decode_words(logits, cu_pieces, first, encoded.cu_words)
+        chosen = np.empty(0, np.float32)
+        if probabilities:
+            chosen = student.probabilities(logits, cu_pieces, first, tags)
+        return Tagged(encoded, tags, chosen)
 
     def entities(self, texts: Sequence[str], tagged: Tagged) -> list[list[Entity]]:
         """Groups the tags of `tag_batch` into entities, one list a text."""
@@ -366,6 +373,20 @@ class Tagger:
             out.append([(word, tag) for (word, _), tag in zip(row, repaired, strict=True)])
         return out
 
+    def split_tags(self, sentences: Sequence[Sequence[str]], tagged: Tagged) -> list[list[str]]:
+        """The tags of `tag_split_batch`, one a word of each sentence."""
+        tags, positions = tagged.tags.tolist(), tagged.encoded.positions.tolist()
+        cu_words = tagged.encoded.cu_words.tolist()
+        out: list[list[str]] = []
+        for index, words in enumerate(sentences):
+            begin, stop = cu_words[index], cu_words[index + 1]
+            row = [iob.OUTSIDE] * len(words)
+            for at in range(begin, stop):
+                row[positions[at]] = self._names[tags[at]]
+            # A word without pieces is `O` between its neighbours, which may cut an entity.
+            out.append(row if stop - begin == len(words) else iob.repair(row))
+        return out
+
     def _logits(self, encoded: Encoded, max_pieces: int) -> Floats:
         """Scores of every piece; long texts are read in windows, each piece from its core."""
         cu_pieces, window = encoded.cu_pieces, self.config.window
@@ -389,9 +410,7 @@ class Tagger:
         ids = encoded.ids[np.concatenate(read)]
         return self._student.logits(ids, cu_seqlens, max_pieces)[np.concatenate(keep)]
 
-    def _check_lengths(self, encoded: Encoded, truncation: str, offset: int) -> None:
-        if truncation != "error":
-            return
+    def _check_lengths(self, encoded: Encoded, offset: int) -> None:
         lengths = np.diff(encoded.cu_pieces)
         for index in np.flatnonzero(lengths > self.config.window)[:1].tolist():
             raise ValueError(

@@ -1,0 +1,207 @@
+"""`config.json` of a model folder: its values, and what may stand there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NoReturn
+
+from xdistil_fast import __version__
+from xdistil_fast.labels import validate_labels
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+
+TASK = "token-classification"
+HEADS = ("softmax", "crf")
+PRECISIONS = ("float32",)
+CRF_TENSORS = ("crf.start_transitions", "crf.end_transitions", "crf.transitions")
+
+# Far above any student, low enough that no product of two of them overflows or exhausts a machine.
+_MAX = {
+    "vocab_size": 10_000_000,
+    "embedding_size": 16_384,
+    "hidden_size": 16_384,
+    "window": 1_000_000,
+    "stride": 1_000_000,
+}
+_MAX_LABELS = 1_024
+
+
+class ModelError(ValueError):
+    """A model that cannot be found, read or run; the message says which value is at fault."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What `config.json` holds.
+
+    Attributes:
+        labels: C distinct IOB2 labels; position is the tag id.
+        vocab_size: V, rows of the embedding table; every tokenizer id is below it.
+        embedding_size: E, the BiLSTM's input size.
+        hidden_size: H of each direction.
+        head: "softmax" or "crf".
+        window: most pieces of a text that the BiLSTM reads at once.
+        stride: pieces that two neighbouring windows of a longer text share; below `window`.
+        precision: "float32".
+        task: "token-classification".
+        lineage: where the model came from (teacher, data digests, seed, command); free.
+        metrics: what was measured on it; free.
+        library_version: version that wrote the folder.
+        format_version: version of the folder's layout.
+
+    Raises:
+        ModelError: a value out of its range, naming it.
+    """
+
+    labels: tuple[str, ...]
+    vocab_size: int
+    embedding_size: int
+    hidden_size: int
+    head: str = "softmax"
+    window: int = 512
+    stride: int = 128
+    precision: str = "float32"
+    task: str = TASK
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    library_version: str = __version__
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Checks every value; lists of labels become tuples."""
+        _check_values(self)
+        object.__setattr__(self, "labels", tuple(self.labels))
+
+    def to_json(self) -> str:
+        """The text of `config.json`, the same bytes for the same values.
+
+        Raises:
+            ModelError: lineage or metrics hold what JSON cannot (NaN, objects).
+        """
+        try:
+            text = json.dumps(asdict(self), ensure_ascii=False, allow_nan=False, indent=2)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"lineage and metrics must be plain JSON values: {error}") from None
+        return text + "\n"
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor `model.safetensors` must hold."""
+        size, hidden, tags = self.embedding_size, self.hidden_size, len(self.labels)
+        rows = 4 * hidden
+        shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (self.vocab_size, size)}
+        for suffix in ("", "_reverse"):
+            shapes[f"bilstm.weight_ih_l0{suffix}"] = (rows, size)
+            shapes[f"bilstm.weight_hh_l0{suffix}"] = (rows, hidden)
+            shapes[f"bilstm.bias_ih_l0{suffix}"] = (rows,)
+            shapes[f"bilstm.bias_hh_l0{suffix}"] = (rows,)
+        shapes["output.weight"] = (tags, 2 * hidden)
+        shapes["output.bias"] = (tags,)
+        if self.head == "crf":
+            shapes.update(zip(CRF_TENSORS, ((tags,), (tags,), (tags, tags)), strict=True))
+        return shapes
+
+
+def parse_config(text: str, where: str | os.PathLike[str] = CONFIG_FILE) -> ModelConfig:
+    """Parses the text of a `config.json`.
+
+    Args:
+        text: untrusted JSON.
+        where: named in errors.
+
+    Raises:
+        ModelError: not JSON, nested too deep, a key twice, missing or unknown, a value of the
+            wrong type or out of range, a newer `format_version`.
+    """
+    raw = _parse_json(text, where)
+    if not isinstance(raw, dict):
+        fail(where, f"holds {type(raw).__name__}; it must be a JSON object")
+    # First: of a newer format nothing else can be judged.
+    version = raw.get("format_version")
+    if type(version) is not int or version < 1:
+        fail(where, f"format_version is {show(version)}; it must be a positive integer")
+    if version > FORMAT_VERSION:
+        fail(
+            where,
+            f"format_version is {show(version)}; this library reads up to {FORMAT_VERSION}: "
+            "upgrade with pip install -U xdistil-fast",
+        )
+    known = [item.name for item in fields(ModelConfig)]
+    if unknown := sorted(set(raw) - set(known)):
+        fail(where, f"unknown key {show(unknown[0])}; allowed are {', '.join(known)}")
+    if missing := [name for name in known if name not in raw]:
+        fail(where, f"key {missing[0]!r} is missing")
+    try:
+        return ModelConfig(**raw)
+    except ModelError as error:
+        fail(where, str(error))
+
+
+def fail(where: str | os.PathLike[str], what: str) -> NoReturn:
+    """Refuses a model: raises a ModelError that says where and what."""
+    raise ModelError(f"{os.fspath(where)}: {what}") from None
+
+
+def show(value: object) -> str:
+    """A short printable form of an untrusted value."""
+    text = ascii(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _parse_json(text: str, where: str | os.PathLike[str]) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in out:
+                fail(where, f"key {show(key)} stands twice in one object")
+            out[key] = value
+        return out
+
+    def no_constant(name: str) -> NoReturn:
+        fail(where, f"holds {name}, which is not JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+    except ModelError:
+        raise
+    except RecursionError:
+        fail(where, "is nested too deep")
+    except ValueError as error:
+        fail(where, f"is not valid JSON: {error}")
+
+
+def _check_values(config: ModelConfig) -> None:
+    def need(name: str, value: object, kind: type, allowed: str) -> None:
+        if type(value) is not kind:
+            raise ModelError(f"{name} is {show(value)}; it must be {allowed}")
+
+    need("format_version", config.format_version, int, "an integer")
+    if config.format_version != FORMAT_VERSION:
+        raise ModelError(f"format_version is {config.format_version}; allowed is {FORMAT_VERSION}")
+    for name, allowed in (("task", (TASK,)), ("head", HEADS), ("precision", PRECISIONS)):
+        value = getattr(config, name)
+        if type(value) is not str or value not in allowed:
+            raise ModelError(f"{name} is {show(value)}; allowed: {', '.join(map(repr, allowed))}")
+    if not isinstance(config.labels, (list, tuple)):
+        raise ModelError(f"labels is {show(config.labels)}; it must be a list of strings")
+    if len(config.labels) > _MAX_LABELS:
+        raise ModelError(f"labels has {len(config.labels)} items; at most {_MAX_LABELS} may be")
+    try:
+        validate_labels(config.labels)
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+    for name, largest in _MAX.items():
+        value = getattr(config, name)
+        smallest = 0 if name == "stride" else 1
+        if type(value) is not int or not smallest <= value <= largest:
+            raise ModelError(
+                f"{name} is {show(value)}; it must be an integer from {smallest} to {largest}"
+            )
+    if config.stride >= config.window:
+        raise ModelError(f"stride is {config.stride}; it must be below window {config.window}")
+    need("library_version", config.library_version, str, "a string")
+    for name in ("lineage", "metrics"):
+        need(name, getattr(config, name), dict, "an object")
