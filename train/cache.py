@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,6 +205,7 @@ def build_cache(
     pieces: Literal["all", "first"] = "all",
     soft: bool = True,
     batch_pieces: int = 8192,
+    expected: int | None = None,
     progress: bool = True,
 ) -> tuple[Cache, str]:
     """Label all sentences with the teacher, or take up what was labelled before.
@@ -217,6 +219,7 @@ def build_cache(
         pieces: which pieces have targets.
         soft: whether the logits are wanted.
         batch_pieces: pieces the teacher is given at once.
+        expected: number of sentences, about; lets the bar guess when it will be full.
         progress: show a bar, in pieces.
 
     Returns:
@@ -245,9 +248,10 @@ def build_cache(
     good = {name for name, entry in done.items() if _intact(folder / name, entry)}
     if manifest.get("complete") and len(good) == len(done):
         return _opened(folder, done), key
-    if stale := set(done) - good:
-        tqdm.write(f"teacher cache: {len(stale)} damaged shards are made anew: {sorted(stale)}")
+    if damaged := sorted(set(done) - good):
+        tqdm.write(f"{folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
     done = {name: done[name] for name in sorted(good)}
+    sentences = 0
     with tqdm(
         desc="teacher labels" if soft else "pieces",
         unit="piece",
@@ -261,9 +265,13 @@ def build_cache(
             if name not in good:
                 arrays = _label(teacher, chunk, max_length, pieces, soft, batch_pieces, bar)
                 done[name] = _write_shard(folder / name, arrays)
+                done = dict(sorted(done.items()))
                 runs.write_json(folder / MANIFEST, {"about": about, "shards": done})
             else:
                 bar.update(done[name]["pieces"])
+            sentences += len(chunk)
+            if expected:
+                bar.total = round(bar.n * max(1.0, expected / sentences))
     if not sum(entry["pieces"] for entry in done.values()):
         raise ValueError("train and transfer: the tokeniser makes no piece of any of these words")
     runs.write_json(folder / MANIFEST, {"about": about, "complete": True, "shards": done})

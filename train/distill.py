@@ -103,6 +103,7 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         pieces=config.pieces,
         soft=config.soft,
         batch_pieces=config.batch_pieces,
+        expected=sum(int(entry["sentences"]) for entry in data if entry["role"] != "dev"),
         progress=config.progress,
     )
     table = teacher.word_piece_embeddings()
@@ -303,7 +304,7 @@ class _Run:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        generator = torch.Generator().manual_seed(_mixed(config.seed, number))
+        generator = np.random.default_rng([config.seed, number, 1])
         offsets = torch.from_numpy(cu_seqlens)
         emissions = self.student(torch.from_numpy(ids), offsets, generator)
         gold = torch.from_numpy(targets)
@@ -362,12 +363,6 @@ class _Run:
     def _say(self, line: str) -> None:
         if self.config.progress:
             tqdm.write(line, file=sys.stderr)
-
-
-def _mixed(seed: int, number: int) -> int:
-    """One number of a seed and a step, well apart for neighbouring ones."""
-    state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
-    return int(state[0]) >> 1
 
 
 def _finish(

@@ -53,7 +53,7 @@ class Student(torch.nn.Module):
             self.crf = nn.CRF(num_labels) if head == "crf" else None
 
     def forward(
-        self, ids: Tensor, cu_seqlens: Tensor, generator: torch.Generator | None = None
+        self, ids: Tensor, cu_seqlens: Tensor, generator: np.random.Generator | None = None
     ) -> Tensor:
         """Emissions of a batch.
 
@@ -72,11 +72,14 @@ class Student(torch.nn.Module):
         emissions: Tensor = self.output(values)
         return emissions
 
-    def _drop(self, values: Tensor, generator: torch.Generator | None) -> Tensor:
-        if generator is None or not self.dropout:
+    def _drop(self, values: Tensor, generator: np.random.Generator | None) -> Tensor:
+        # 16 random bits an element: the mask costs a tenth of one from torch's generator.
+        dropped = round(self.dropout * 65536)
+        if generator is None or not dropped:
             return values
-        kept = torch.rand(values.shape, generator=generator) >= self.dropout
-        return values * kept * (1.0 / (1.0 - self.dropout))
+        bits = np.frombuffer(generator.bytes(2 * values.numel()), np.uint16).reshape(values.shape)
+        scale = np.float32(65536 / (65536 - dropped))
+        return values * torch.from_numpy(np.multiply(bits >= dropped, scale, dtype=np.float32))
 
     def tensors(self) -> dict[str, FloatArray]:
         """All parameters by the names of the model folder, as copies."""

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import models, normalizers, pre_tokenizers
+
+from xdistil_fast.train import cache as module
+from xdistil_fast.train.alignment import IGNORED, align, piece_targets, tag_ids
+from xdistil_fast.train.cache import Cache, Texts, align_text, build_cache
+from xdistil_fast.train.corpora import Sentence, read_labelled
+
+LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+PIECES = [
+    "[UNK]", "nor", "##vell", "##ab", "ship", "##s", "to", "ost", "##by", "wo", "##rks", "there",
+    ".", ",", "the", "fleet", "##er", "is", "back",
+]  # fmt: skip
+TRAIN = "Norvellab\tB-PER\nworks\tO\nthere\tO\n.\tO\n\nOstby\tB-LOC\nships\tO\n.\tO\n\n"
+DEV = "Norvell\tB-PER\nis\tO\nback\tO\n\n"
+
+
+class FakeTeacher:
+    """Logits from the pieces alone; notes what it was asked and may fail when asked too often."""
+
+    def __init__(self, fail_after: int = 1_000_000) -> None:
+        self.labels = LABELS
+        self.max_pieces = 100
+        self.asked: list[int] = []
+        self.fail_after = fail_after
+        self.tokenizer = tokenizers.Tokenizer(
+            models.WordPiece({p: i for i, p in enumerate(PIECES)}, unk_token="[UNK]")
+        )
+        self.tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        self.tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+    def digest(self) -> str:
+        return "fake"
+
+    def logits(
+        self,
+        sequences: Sequence[np.ndarray],
+        batch_tokens: int = 0,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[np.ndarray]:
+        if len(self.asked) == self.fail_after:
+            raise KeyboardInterrupt
+        self.asked.append(len(sequences))
+        return [self.one(ids) for ids in sequences]
+
+    def one(self, ids: np.ndarray) -> np.ndarray:
+        place = np.arange(len(ids))[:, None] + 1
+        return np.sin(np.float32(ids)[:, None] * place + np.arange(len(LABELS))).astype(np.float32)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Texts:
+    files = {"train.conll": TRAIN, "dev.conll": DEV, "more.conll": "the\tX\nfleet\tX\n\n"}
+    files["raw.txt"] = "".join(f"{'the ' * n}fleeter is back, Ostby.\n" for n in range(9))
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    return Texts(
+        (read_labelled(tmp_path / "train.conll"),),
+        (read_labelled(tmp_path / "dev.conll"),),
+        (str(tmp_path / "raw.txt"), str(tmp_path / "more.conll")),
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARD_SENTENCES", 4)
+
+
+def build(root: Path, teacher: FakeTeacher, texts: Texts, **more: Any) -> Cache:
+    return build_cache(root, teacher, texts, ["a"], progress=False, **more)[0]
+
+
+def bytes_of(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_batches_hold_what_the_teacher_said(tmp_path: Path, texts: Texts) -> None:
+    teacher = FakeTeacher()
+    cache = build(tmp_path / "c", teacher, texts)
+    assert cache.sentences == 2 + 9 + 1
+    assert teacher.asked == [4, 4, 4]
+    batch = cache.batch(np.array([11, 0, 5, 0]))
+    assert batch.cu_seqlens[-1] == len(batch.ids) == len(batch.logits)
+    for row in range(4):
+        part = slice(*batch.cu_seqlens[row : row + 2])
+        expected = teacher.one(batch.ids[part]).astype(np.float16)
+        np.testing.assert_array_equal(batch.logits[part], expected.astype(np.float32))
+    whole = cache.batch(np.arange(12))
+    assert len(whole.ids) == cache.pieces
+    np.testing.assert_array_equal(cache.piece_counts(30), np.bincount(whole.ids, minlength=30))
+
+
+def test_pieces_targets_and_first_flags(tmp_path: Path, texts: Texts) -> None:
+    teacher = FakeTeacher()
+    cache = build(tmp_path / "c", teacher, texts)
+    batch = cache.batch(np.array([0, 1, 2]))
+    sentences = [s.words or () for s in texts.train[0].sentences]
+    gold = align(teacher.tokenizer, sentences)
+    words = tag_ids([s.tags or () for s in texts.train[0].sentences], LABELS)
+    labelled = len(gold.ids)
+    np.testing.assert_array_equal(batch.ids[:labelled], gold.ids)
+    np.testing.assert_array_equal(np.flatnonzero(batch.first[:labelled]), gold.first_piece)
+    np.testing.assert_array_equal(batch.targets[:labelled], piece_targets(gold, words, LABELS))
+    assert (batch.targets[labelled:] == IGNORED).all()
+    # "fleeter is back , ost ##by ."
+    assert batch.first[labelled:].tolist() == [True, False, True, True, True, True, False, True]
+
+
+def test_first_piece_targets(tmp_path: Path, texts: Texts) -> None:
+    batch = build(tmp_path / "c", FakeTeacher(), texts, pieces="first").batch(np.array([0]))
+    assert batch.targets.tolist() == [3, IGNORED, IGNORED, 0, IGNORED, 0, 0]
+
+
+def test_labels_alone_ask_no_teacher(tmp_path: Path, texts: Texts) -> None:
+    teacher = FakeTeacher(fail_after=0)
+    cache = build(tmp_path / "c", teacher, texts, soft=False)
+    assert cache.batch(np.array([0])).logits.shape == (7, 0)
+
+
+def test_second_run_asks_nothing(tmp_path: Path, texts: Texts) -> None:
+    build(tmp_path / "c", FakeTeacher(), texts)
+    before = bytes_of(tmp_path / "c")
+    again = build(tmp_path / "c", FakeTeacher(fail_after=0), texts)
+    assert again.sentences == 12
+    assert bytes_of(tmp_path / "c") == before
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_stopped_run_goes_on(tmp_path: Path, texts: Texts, calls: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "c", FakeTeacher(fail_after=calls), texts)
+    second = FakeTeacher()
+    build(tmp_path / "c", second, texts)
+    assert len(second.asked) == 3 - calls
+    build(tmp_path / "whole", FakeTeacher(), texts)
+    assert bytes_of(tmp_path / "c") == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "manifest", "empty manifest"])
+def test_damage_is_found_and_mended(
+    tmp_path: Path, texts: Texts, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "c"
+    build(root, FakeTeacher(), texts)
+    before = bytes_of(root)
+    (shard,) = root.rglob("shard-00001.safetensors")
+    blob = bytearray(shard.read_bytes())
+    asked = 1
+    if damage == "truncate":
+        shard.write_bytes(blob[:-5])
+    elif damage == "flip":
+        blob[-7] ^= 4
+        shard.write_bytes(blob)
+    elif damage == "delete":
+        shard.unlink()
+    else:
+        shard.with_name("manifest.json").write_text("{" * (damage == "manifest"), encoding="utf-8")
+        asked = 3
+    second = FakeTeacher()
+    build(root, second, texts)
+    assert len(second.asked) == asked
+    assert bytes_of(root) == before
+    assert ("shard-00001" in capsys.readouterr().err) == (asked == 1)
+
+
+def test_full_disk_keeps_what_is_finished(
+    tmp_path: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = FakeTeacher()
+    real, calls = module.os.fsync, []
+
+    def fsync(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) > 2:  # first shard, its manifest, then the disk is full
+            raise OSError(28, "No space left on device")
+        real(fd)
+
+    monkeypatch.setattr(module.os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        build(tmp_path / "c", teacher, texts)
+    names = sorted(p.name for p in (tmp_path / "c").rglob("*.*"))
+    assert names == ["manifest.json", "shard-00000.safetensors"]
+    monkeypatch.setattr(module.os, "fsync", real)
+    second = FakeTeacher()
+    build(tmp_path / "c", second, texts)
+    assert len(second.asked) == 2
+
+
+@pytest.mark.parametrize("more", [{"max_length": 9}, {"pieces": "first"}, {"soft": False}])
+def test_other_settings_have_their_own_shards(
+    tmp_path: Path, texts: Texts, more: dict[str, Any]
+) -> None:
+    root = tmp_path / "c"
+    _, key = build_cache(root, FakeTeacher(), texts, ["a"], progress=False)
+    before = bytes_of(root)
+    _, other = build_cache(root, FakeTeacher(), texts, ["a"], progress=False, **more)
+    assert other != key
+    assert before.items() <= bytes_of(root).items()
+
+
+def test_other_texts_have_their_own_shards(tmp_path: Path, texts: Texts) -> None:
+    _, key = build_cache(tmp_path, FakeTeacher(), texts, ["a"], progress=False)
+    _, other = build_cache(tmp_path, FakeTeacher(), texts, ["b"], progress=False)
+    assert key != other
+    about = json.loads((tmp_path / key[:16] / "manifest.json").read_text("utf-8"))["about"]
+    assert about["teacher"] == "fake"
+
+
+def test_repeated_and_dev_sentences_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "train.conll").write_text(TRAIN * 2, encoding="utf-8")
+    (tmp_path / "dev.conll").write_text(DEV, encoding="utf-8")
+    (tmp_path / "raw.txt").write_text(
+        "Norvell is back\nthe fleet\nNorvellab works there.\nthe  fleet\nthefleet\nthe ship\n",
+        encoding="utf-8",
+    )
+    train = (read_labelled(tmp_path / "train.conll"),)
+    dev = (read_labelled(tmp_path / "dev.conll"),)
+    raw = (str(tmp_path / "raw.txt"),)
+    found = [s.text for s in Texts(train, dev, raw) if s.text]
+    assert found == ["the fleet", "the ship"]
+    assert [s.text for s in Texts(train, (), raw) if s.text] == ["Norvell is back", *found]
+    # Labelled sentences stay, however often they come.
+    assert sum(s.tags is not None for s in Texts(train, train, raw)) == 4
+    (entry,) = Texts(train, dev, raw).describe()
+    assert (entry["name"], entry["sentences"], entry["words"]) == ("raw.txt", 6, 13)
+
+
+def test_sentences_are_streamed(
+    tmp_path: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def stream(paths: Sequence[str]) -> Any:
+        for number in range(40):
+            read.append(number)
+            yield Sentence(text="the " * (number + 1))
+
+    monkeypatch.setattr(module, "read_transfer", stream)
+    teacher = FakeTeacher(fail_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "c", teacher, texts)
+    assert len(read) == 4 * 4 - 2  # three shards labelled, the fourth read, two are of train
+
+
+def test_long_sentences_go_on_as_further_ones(tmp_path: Path, texts: Texts) -> None:
+    cache = build(tmp_path / "c", FakeTeacher(), texts, max_length=9)
+    batch = cache.batch(np.arange(cache.sentences))
+    assert np.diff(batch.cu_seqlens).max() <= 9
+    assert len(batch.ids) == build(tmp_path / "d", FakeTeacher(), texts).pieces
+    assert batch.first[batch.cu_seqlens[:-1]].all()
+
+
+def test_teacher_bounds_the_length(tmp_path: Path, texts: Texts) -> None:
+    teacher = FakeTeacher()
+    teacher.max_pieces = 8
+    cache = build(tmp_path / "c", teacher, texts)
+    assert np.diff(cache.batch(np.arange(cache.sentences)).cu_seqlens).max() <= 8
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e5])
+def test_logits_beyond_float16_are_refused(
+    tmp_path: Path, texts: Texts, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = FakeTeacher()
+    monkeypatch.setattr(teacher, "one", lambda ids: np.full((len(ids), 5), value, np.float32))
+    with pytest.raises(ValueError, match="not finite, or too large for float16"):
+        build(tmp_path / "c", teacher, texts)
+
+
+def test_texts_without_pieces_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.conll").write_text("\u0007\tO\n\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="no piece"):
+        build(tmp_path / "c", FakeTeacher(), Texts((read_labelled(tmp_path / "t.conll"),)))
+
+
+def test_unknown_tag_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.conll").write_text("the\tB-ORG\n\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="B-ORG"):
+        build(tmp_path / "c", FakeTeacher(), Texts((read_labelled(tmp_path / "t.conll"),)))
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.text(st.sampled_from("norve ll.,ab ships\u0007 漢"), max_size=20), max_size=5))
+def test_running_text_is_aligned_like_its_words(texts: list[str]) -> None:
+    tokenizer = FakeTeacher().tokenizer
+    splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    words = [[w for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(t))] for t in texts]
+    running, worded = align_text(tokenizer, texts), align(tokenizer, words)
+    for name in ("ids", "cu_pieces", "cu_words", "first_piece", "word_of_piece"):
+        np.testing.assert_array_equal(getattr(running, name), getattr(worded, name), err_msg=name)
