@@ -143,7 +143,9 @@ def _bilstm(
     packed = _core.BiLSTMWeights([_view(weight) for weight in weights])
     offsets = _int32_view("cu_seqlens", cu_seqlens)
     out = torch.empty((total, 2 * hidden), dtype=values.dtype)
-    reserve = torch.empty(_reserve_shape(total, hidden, training), dtype=values.dtype)
+    # Zeros: the kernel leaves the lanes that round H up alone, and an operator's outputs should be
+    # a function of its inputs.
+    reserve = torch.zeros(_reserve_shape(total, hidden, training), dtype=values.dtype)
     threads = torch.get_num_threads()
     if training:
         _core.bilstm_forward_train(
@@ -174,7 +176,7 @@ def _bilstm_backward(
     weights: Sequence[Tensor],
     needs_values: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    packed = _core.BiLSTMWeights([_view(weight) for weight in weights])
+    packed = _core.BiLSTMWeights([_view(weight) for weight in weights], training=True)
     grad_values = torch.empty(values.shape if needs_values else (0,), dtype=values.dtype)
     grads = [torch.empty(weights[k].shape, dtype=values.dtype) for k in _GRAD_WEIGHTS]
     # The kernel works in place on the reserve; the graph may be walked again (retain_graph).
