@@ -22,7 +22,7 @@ constexpr int kTileRows = 4;
 #else
 constexpr int kTileRows = 3;
 #endif
-constexpr int kPanelBlockBytes = 28 * 1024;  // of a panel at a time: most of a 32 KB L1
+constexpr int kPanelBlockBytes = 14 * 1024;  // of a panel at a time: leaves the rows room in a 32 KB L1
 
 // Rows for the next tile when `left` remain: a single left-over row runs at half speed (too few sums
 // in flight), so 4 = 2 + 2.
