@@ -12,7 +12,7 @@ namespace xdf {
 namespace {
 
 // Multiply-adds that take about as long as waking a thread: a batch with less to do stays on fewer.
-constexpr int64_t kWorkPerThread = 1 << 18;
+constexpr int64_t kWorkPerThread = 1 << 20;
 // Chunks of a batch whose gradients of transitions are kept apart, and what they may take together.
 constexpr int64_t kMaxGradChunks = 64, kMinGradChunks = 8, kGradChunkElements = 1 << 18;
 constexpr size_t kArenaKept = 16 << 20;  // bytes a thread keeps between calls

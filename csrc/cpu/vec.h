@@ -50,7 +50,7 @@ struct Vec {
   XDF_MEMBER void store(T* p) const {
     for (int i = 0; i < lanes; ++i) p[i] = v[i];
   }
-  // The first n lanes; the others are zero (load_n) or left alone in memory (store_n).
+  // The first n >= 0 lanes; the others are zero (load_n) or left alone in memory (store_n).
   static XDF_MEMBER Vec load_n(const T* p, int n) {
     Vec r;
     for (int i = 0; i < lanes; ++i) r.v[i] = i < n ? p[i] : T(0);
@@ -151,7 +151,22 @@ struct Vec<float> {
   static XDF_MEMBER Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   XDF_MEMBER void store(float* p) const { _mm256_storeu_ps(p, v); }
   static XDF_MEMBER Vec load_n(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
-  XDF_MEMBER void store_n(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
+  // By halves: the masked store is microcoded on AMD processors, some 20 cycles each.
+  XDF_MEMBER void store_n(float* p, int n) const {
+    if (n >= lanes) return store(p);
+    __m128 rest = _mm256_castps256_ps128(v);
+    if (n & 4) {
+      _mm_storeu_ps(p, rest);
+      p += 4;
+      rest = _mm256_extractf128_ps(v, 1);
+    }
+    if (n & 2) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+      p += 2;
+      rest = _mm_movehl_ps(rest, rest);
+    }
+    if (n & 1) _mm_store_ss(p, rest);
+  }
   friend XDF_MEMBER Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
   friend XDF_MEMBER Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
   friend XDF_MEMBER Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
