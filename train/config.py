@@ -134,6 +134,11 @@ class DistillConfig:
         _within("hard_weight", self.hard_weight, 0.0, math.inf)
         _within("soft_weight", self.soft_weight, 0.0, math.inf)
         _within("checkpoint_minutes", self.checkpoint_minutes, 0.0, math.inf, open_low=True)
+        if self.head == "crf" and self.pieces == "first":
+            raise ValueError(
+                "head is 'crf' and pieces is 'first': a CRF learns from whole sequences of pieces; "
+                "allowed: pieces 'all', or head 'softmax'"
+            )
         if not self.hard_weight and (self.labels_only or not self.soft_weight):
             raise ValueError("hard_weight is 0 and there is no soft loss: nothing to train on")
 

@@ -319,7 +319,7 @@ class _Run:
         if config.soft:
             soft = losses.logit_loss(emissions, torch.from_numpy(logits), weights)
         loss = config.hard_weight * hard + config.soft_weight * soft
-        values = {"loss": float(loss), "hard": float(hard), "soft": float(soft)}
+        values = {"loss": loss.item(), "hard": hard.item(), "soft": soft.item()}
         if not math.isfinite(values["loss"]):
             raise ValueError(
                 f"the loss became {values['loss']} at step {self.step} of epoch {self.epoch + 1}; "

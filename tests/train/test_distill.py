@@ -1,0 +1,485 @@
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from xdistil_fast.model_io import load_folder
+from xdistil_fast.scoring import score
+from xdistil_fast.tagger import Tagger
+from xdistil_fast.train import distill as module
+from xdistil_fast.train.cache import Cache
+from xdistil_fast.train.commands import distill as command
+from xdistil_fast.train.config import DistillConfig, parse_size
+from xdistil_fast.train.corpora import read_labelled
+from xdistil_fast.train.distill import distill, rate_factor
+
+LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+PEOPLE = ["Ilsa Vore", "Tam Okko", "Runa Belt", "Odd Marl", "Pia"]
+PLACES = ["Quarne", "Aalwick", "Port Brell", "Lindes", "Dovre Sund"]
+FRAMES = [
+    "{p} lives in {l} .",
+    "In {l} , {p} met {q} .",
+    "The mayor of {l} thanked {p} .",
+    "{p} and {q} left for {l} .",
+    "It rains in {l} again .",
+]
+
+
+def sentences(count: int, seed: int) -> list[tuple[list[str], list[str]]]:
+    rng = np.random.default_rng(seed)
+    out = []
+    for _ in range(count):
+        frame = FRAMES[rng.integers(len(FRAMES))]
+        words: list[str] = []
+        tags: list[str] = []
+        for word in frame.split():
+            kind = {"{p}": "PER", "{q}": "PER", "{l}": "LOC"}.get(word)
+            if kind is None:
+                words.append(word)
+                tags.append("O")
+                continue
+            names = PEOPLE if kind == "PER" else PLACES
+            parts = names[rng.integers(len(names))].split()
+            words += parts
+            tags += [f"{'I' if i else 'B'}-{kind}" for i in range(len(parts))]
+        out.append((words, tags))
+    return out
+
+
+def write_conll(path: Path, rows: list[tuple[list[str], list[str]]]) -> str:
+    lines = ["".join(f"{w}\t{t}\n" for w, t in zip(*row, strict=True)) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def make_teacher(folder: Path) -> str:
+    """A random tiny BERT over single letters and a few words."""
+    torch.manual_seed(1)
+    letters = sorted(set("".join(PEOPLE + PLACES + FRAMES)) - set(" {}"))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters)]
+    pieces += ["in", "and", "Port", "##ick", "left", "##arl", "unused", "##zzz"]
+    backend = tokenizers.Tokenizer(
+        models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]")
+    )
+    backend.normalizer = normalizers.BertNormalizer(lowercase=False)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]",
+        sep_token="[SEP]",
+    ).save_pretrained(folder)  # fmt: skip
+    settings = transformers.BertConfig(
+        vocab_size=len(pieces), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=80, initializer_range=0.4,
+        id2label=dict(enumerate(LABELS)), label2id={v: k for k, v in enumerate(LABELS)},
+    )  # fmt: skip
+    transformers.BertForTokenClassification(settings).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("inputs")
+    raw = folder / "raw.txt"
+    lines = [" ".join(words) for words, _ in sentences(60, 5)]
+    raw.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {
+        "teacher": make_teacher(folder / "teacher"),
+        "train": [write_conll(folder / "train.conll", sentences(120, 1))],
+        "dev": [write_conll(folder / "dev.conll", sentences(40, 2))],
+        "transfer": [str(raw)],
+    }
+
+
+def make_config(inputs: dict[str, Any], out: Path, **more: Any) -> DistillConfig:
+    settings = {
+        "student": "8x12", "epochs": 3, "batch_size": 16, "lr": 0.02, "progress": False, **more
+    }  # fmt: skip
+    return DistillConfig(**{**inputs, **settings}, output=str(out))
+
+
+def model_bytes(folder: Path) -> dict[str, bytes]:
+    """What must not hang on how often a run was stopped: all but times."""
+    names = ("config.json", "model.safetensors", "tokenizer.json", "history.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.fixture(scope="module")
+def unbroken(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "student"
+    distill(make_config(inputs, out))
+    return out
+
+
+def test_a_student_learns_and_is_a_model_folder(inputs: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    record = distill(
+        make_config(inputs, out, epochs=10, soft_weight=0.02), command=["xdistil", "distill"]
+    )
+    folder = load_folder(out)
+    assert list(folder.config.labels) == LABELS
+    assert (folder.config.embedding_size, folder.config.hidden_size) == (8, 12)
+    dev = read_labelled(inputs["dev"][0])
+    tagger = Tagger.from_pretrained(out)
+    found = tagger.tag_words([list(s.words or ()) for s in dev.sentences])
+    f1 = score([s.tags or () for s in dev.sentences], found).f1
+    assert f1 > 90
+    assert f1 == record["metrics"]["dev"]["f1"] == folder.config.metrics["dev"]["f1"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["student"]
+
+
+def test_what_is_written_beside_the_model(inputs: dict[str, Any], unbroken: Path) -> None:
+    record = json.loads((unbroken / "run.json").read_text("utf-8"))
+    assert record["kind"] == "student"
+    assert [entry["role"] for entry in record["data"]] == ["train", "dev", "transfer"]
+    assert record["settings"]["lr"] == 0.02
+    assert record["digest"] == load_folder(unbroken).digest
+    history = json.loads((unbroken / "history.json").read_text("utf-8"))["epochs"]
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert max(entry["dev_f1"] for entry in history) == record["metrics"]["dev"]["f1"]
+    for entry in history:
+        assert entry["loss"] == pytest.approx(entry["hard"] + entry["soft"])
+    card = (unbroken / "README.md").read_text("utf-8")
+    assert f"{record['metrics']['dev']['per_type']['PER']['f1']:.2f}" in card
+    for needed in (record["digest"], "raw.txt", "12 in each direction", "seed 0"):
+        assert needed in card
+    lineage = json.loads((unbroken / "config.json").read_text("utf-8"))["lineage"]
+    assert lineage["teacher"]["name"] == "teacher"
+    assert lineage["settings"]["student"] == "8x12"
+
+
+def test_same_seed_same_bytes(inputs: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
+    distill(make_config(inputs, tmp_path / "again"))
+    assert model_bytes(tmp_path / "again") == model_bytes(unbroken)
+    distill(make_config(inputs, tmp_path / "other", seed=1))
+    other = model_bytes(tmp_path / "other")
+    assert other["model.safetensors"] != model_bytes(unbroken)["model.safetensors"]
+    assert other["tokenizer.json"] == model_bytes(unbroken)["tokenizer.json"]
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone: nothing catches it."""
+
+
+@pytest.mark.parametrize("head", ["softmax", "crf"])
+def test_killed_run_ends_with_the_same_bytes(
+    inputs: dict[str, Any],
+    unbroken: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    head: str,
+) -> None:
+    real = Cache.batch
+    whole = unbroken
+    if head == "crf":
+        whole = tmp_path / "whole"
+        distill(make_config(inputs, whole, head="crf"))
+    # A checkpoint after every step; killed in the first, second and third epoch.
+    config = make_config(inputs, tmp_path / "student", head=head, checkpoint_minutes=1e-9)
+    for steps in (3, 9, 0, 14):
+        left = steps
+
+        def batch(self: Cache, chosen: np.ndarray) -> Any:
+            nonlocal left
+            if not left:
+                raise Killed
+            left -= 1
+            return real(self, chosen)
+
+        monkeypatch.setattr(Cache, "batch", batch)
+        with pytest.raises(Killed):
+            distill(config)
+        assert not (tmp_path / "student").exists()
+    monkeypatch.setattr(Cache, "batch", real)
+    distill(config)
+    assert model_bytes(tmp_path / "student") == model_bytes(whole)
+    assert not (tmp_path / "student.part").exists()
+
+
+def test_signal_saves_and_stops(
+    inputs: dict[str, Any], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, steps = Cache.batch, 0
+
+    def batch(self: Cache, chosen: np.ndarray) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 15:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, chosen)
+
+    monkeypatch.setattr(Cache, "batch", batch)
+    config = make_config(inputs, tmp_path / "student")
+    with pytest.raises(KeyboardInterrupt):
+        distill(config)
+    assert steps == 15
+    distill(config)
+    total = 3 * -(
+        -json.loads((unbroken / "run.json").read_text())["metrics"]["training_sentences"] // 16
+    )
+    assert steps == total  # nothing was done twice
+    assert model_bytes(tmp_path / "student") == model_bytes(unbroken)
+
+
+def test_killed_process_goes_on(inputs: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    args = ["--teacher", inputs["teacher"], "--train", *inputs["train"], "--dev", *inputs["dev"]]
+    args += ["--transfer", *inputs["transfer"], "--student", "8x12", "--epochs", "400"]
+    args += ["--checkpoint-minutes", "0.001", "--quiet", "-o", str(out)]
+    line = [sys.executable, "-m", "xdistil_fast.train.commands.distill", *args]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE)
+    checkpoint = tmp_path / "student.part" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert checkpoint.exists()
+    assert not out.exists()
+    # The same settings are taken up, others are not.
+    config = dict(student="8x12", epochs=400, progress=False, output=str(out), **inputs)
+    with pytest.raises(ValueError, match=r"unfinished run that differs \(seed: 0 there, 9 here\)"):
+        distill(DistillConfig(**config, seed=9))
+    assert checkpoint.exists()
+
+
+def test_finished_run_is_not_run_again(
+    inputs: dict[str, Any], unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {p.name: p.read_bytes() for p in unbroken.iterdir()}
+    monkeypatch.setattr(Cache, "batch", None)
+    record = distill(make_config(inputs, unbroken))
+    assert record == json.loads(before["run.json"])
+    assert {p.name: p.read_bytes() for p in unbroken.iterdir()} == before
+    with pytest.raises(ValueError, match=r"another run \(lr: 0\.02 there, 0\.5 here\)"):
+        distill(make_config(inputs, unbroken, lr=0.5))
+
+
+def test_changed_text_is_another_run(inputs: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    copy = tmp_path / "raw.txt"
+    shutil.copy(inputs["transfer"][0], copy)
+    files = {**inputs, "transfer": [str(copy)]}
+    distill(make_config(files, out, epochs=1))
+    copy.write_text("Something else .\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"another run \(data\)"):
+        distill(make_config(files, out, epochs=1))
+
+
+def test_kept_cache_serves_further_runs(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "cache")
+    distill(make_config(inputs, tmp_path / "one", cache=cache, epochs=1))
+    monkeypatch.setattr(module.Teacher, "logits", None)
+    distill(make_config(inputs, tmp_path / "two", cache=cache, epochs=1, seed=4))
+    distill(make_config(inputs, tmp_path / "third", cache=cache, epochs=1, head="crf"))
+
+
+def test_labels_only_needs_no_logits(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.Teacher, "logits", None)
+    files = {**inputs, "transfer": []}
+    record = distill(make_config(files, tmp_path / "s", labels_only=True, epochs=12))
+    assert record["metrics"]["dev"]["f1"] > 90
+    assert {entry["soft"] for entry in record["history"]} == {0.0}
+    assert "labels alone" in (tmp_path / "s" / "README.md").read_text("utf-8")
+
+
+def test_soft_loss_alone_follows_the_teacher(inputs: dict[str, Any], tmp_path: Path) -> None:
+    record = distill(make_config(inputs, tmp_path / "s", hard_weight=0.0, epochs=14))
+    assert record["history"][-1]["soft"] < 0.25 * record["history"][0]["soft"]
+    assert {entry["hard"] for entry in record["history"]} == {0.0}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"embedding_dtype": "float16"},
+        {"min_piece_count": 8},
+        {"pieces": "first"},
+        {"pieces": "first", "min_piece_count": 8},
+        {"embeddings": "random", "schedule": "linear", "clip": 0.0, "dropout": 0.0},
+        {"max_length": 8, "head": "crf"},
+    ],
+)
+def test_choices_train_and_score(
+    inputs: dict[str, Any], tmp_path: Path, more: dict[str, Any]
+) -> None:
+    settings = {"epochs": 8, "soft_weight": 0.02, **more}
+    record = distill(make_config(inputs, tmp_path / "s", **settings))
+    assert record["metrics"]["dev"]["f1"] > 75
+    tagger = Tagger.from_pretrained(tmp_path / "s")
+    dev = read_labelled(inputs["dev"][0])
+    found = tagger.tag_words([list(s.words or ()) for s in dev.sentences])
+    assert score([s.tags or () for s in dev.sentences], found).f1 == record["metrics"]["dev"]["f1"]
+
+
+def test_rare_pieces_make_a_smaller_student(inputs: dict[str, Any], tmp_path: Path) -> None:
+    sizes = []
+    for count in (1, 60):
+        out = tmp_path / str(count)
+        distill(make_config(inputs, out, epochs=1, min_piece_count=count))
+        folder = load_folder(out)
+        sizes.append(folder.config.vocab_size)
+        assert "unused" not in folder.tokenizer.get_vocab()
+    assert sizes[1] < sizes[0]
+
+
+def test_label_map_is_applied(inputs: dict[str, Any], tmp_path: Path) -> None:
+    rows = [(w, [t.replace("PER", "person") for t in tags]) for w, tags in sentences(30, 1)]
+    files = {**inputs, "train": [write_conll(tmp_path / "t.conll", rows)]}
+    with pytest.raises(ValueError, match=r"t\.conll: entity types \['person'\].*'LOC', 'PER'"):
+        distill(make_config(files, tmp_path / "s"))
+    assert not (tmp_path / "s.part").exists()
+    distill(make_config(files, tmp_path / "s", label_map={"person": "PER"}, epochs=1))
+
+
+Change = Callable[[Path], dict[str, Any]]
+
+
+def written(content: str, name: str = "x.conll", key: str = "train") -> Change:
+    def change(folder: Path) -> dict[str, Any]:
+        (folder / name).write_text(content, encoding="utf-8")
+        return {key: [str(folder / name)]}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda p: {"teacher": str(p / "none")}, "no such folder"),
+        (lambda p: {"teacher": str(p)}, "no config.json"),
+        (lambda p: {"train": [str(p / "none.conll")]}, "none.conll"),
+        (lambda p: {"transfer": [str(p / "none.txt")]}, "none.txt"),
+        (written("", key="transfer", name="empty.txt"), "empty.txt: no sentence"),
+        (written("\n\n", key="dev"), "x.conll: no sentence"),
+        (written("a\tO\n\n"), "x.conll: no entity"),
+        (written("a\tB-ORG\n\n", key="dev"), r"x.conll: entity types \['ORG'\]"),
+        (written("a\n\n"), "one column"),
+        (written("a\tQ-X\n\n"), "no IOB tag"),
+        (written("text", key="transfer", name="x.dat"), "cannot tell the format"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    inputs: dict[str, Any], tmp_path: Path, change: Change, what: str
+) -> None:
+    with pytest.raises((ValueError, OSError), match=what):
+        distill(make_config({**inputs, **change(tmp_path)}, tmp_path / "s"))
+    assert not list(tmp_path.glob("s*"))
+
+
+def test_foreign_output_is_left_alone(inputs: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds no run\.json"):
+        distill(make_config(inputs, tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_loss_that_is_not_finite_is_reported(inputs: dict[str, Any], tmp_path: Path) -> None:
+    table = np.full((200, 8), 3e38, np.float32)
+    np.save(tmp_path / "huge.npy", table)
+    with pytest.raises(ValueError, match=r"the loss became nan at step 0 of epoch 1"):
+        distill(make_config(inputs, tmp_path / "s", embeddings=str(tmp_path / "huge.npy")))
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"student": "100"}, r"student is '100'; allowed: ExH"),
+        ({"student": "0x10"}, "student is '0x10'"),
+        ({"student": "99999x10"}, "1 to 16384"),
+        ({"student": "100X200"}, "student is '100X200'"),
+        ({"head": "tree"}, "head is 'tree'; allowed: 'softmax', 'crf'"),
+        ({"head": "crf", "pieces": "first"}, "head is 'crf' and pieces is 'first'"),
+        ({"epochs": 0}, "epochs is 0; allowed: a whole number from 1"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"lr": 0.0}, "lr is 0.0; allowed: a number above 0 to 1"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"hard_weight": -1.0}, "hard_weight is -1.0"),
+        ({"hard_weight": 0.0, "soft_weight": 0.0}, "nothing to train on"),
+        ({"labels_only": True}, "takes no transfer text"),
+        ({"train": []}, "train is empty"),
+        ({"seed": -1}, "seed is -1"),
+        ({"embedding_dtype": "int8"}, "embedding_dtype is 'int8'"),
+    ],
+)
+def test_bad_settings_are_refused(
+    inputs: dict[str, Any], tmp_path: Path, more: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(ValueError, match=what):
+        make_config(inputs, tmp_path / "s", **more)
+
+
+def test_one_path_is_not_a_list_of_paths(inputs: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"train is 'a\.conll'; it must be a list of paths"):
+        make_config({**inputs, "train": "a.conll"}, tmp_path / "s")
+
+
+def test_sizes() -> None:
+    assert parse_size("100x200") == (100, 200)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_learning_rate_rises_and_falls(schedule: str) -> None:
+    rates = [rate_factor(step, 100, 0.1, schedule) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert 0 < rates[-1] < 0.03
+    assert rates[55] == pytest.approx(0.5)
+    assert rate_factor(0, 5, 0.0, schedule) == 1.0
+
+
+def test_command_line(
+    inputs: dict[str, Any],
+    unbroken: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    args = ["distill", "--teacher", inputs["teacher"], "--train", *inputs["train"]]
+    args += ["--dev", *inputs["dev"], "--transfer", *inputs["transfer"], "--student", "8x12"]
+    args += ["--epochs", "3", "--batch-size", "16", "--lr", "0.02", "--quiet"]
+    args += ["-o", str(tmp_path / "student")]
+    parsed = parser.parse_args(args)
+    parsed.argv = args
+    assert parsed.run(parsed) == 0
+    weights = "model.safetensors"
+    assert (tmp_path / "student" / weights).read_bytes() == (unbroken / weights).read_bytes()
+    record = json.loads((tmp_path / "student" / "run.json").read_text("utf-8"))
+    assert record["command"] == ["xdistil", *args]
+    assert re.search(r"dev F1 \d+\.\d\d after epoch \d", capsys.readouterr().out)
+
+
+def test_every_setting_has_its_flag() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    flags = {action.dest for action in parser._actions}
+    settings = {field.name for field in dataclasses.fields(DistillConfig)} - {"progress"}
+    assert settings <= flags
