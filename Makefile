@@ -29,7 +29,7 @@ demo: $(STAMPS)/core
 	$(BIN)/python bench/demo.py
 
 test: $(STAMPS)/core $(STAMPS)/test
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --hypothesis-profile=ci $(PYTEST_ARGS)
 
 lint: $(STAMPS)/core $(STAMPS)/lint
 	$(BIN)/ruff check .
@@ -59,12 +59,12 @@ asan: $(STAMPS)/tools $(STAMPS)/asan
 	cmake --build --preset asan
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan/tree \
-	$(ASAN_BIN)/python -P -m pytest tests/kernels $(PYTEST_ARGS)
+	$(ASAN_BIN)/python -P -m pytest --hypothesis-profile=ci tests/kernels $(PYTEST_ARGS)
 
 isas: $(STAMPS)/core $(STAMPS)/test
 	for isa in $$($(BIN)/python -c 'from xdistil_fast import _core; print(*_core.isas_available())'); do
 	  echo "XDF_ISA=$$isa"
-	  XDF_ISA=$$isa $(BIN)/pytest tests/kernels $(PYTEST_ARGS)
+	  XDF_ISA=$$isa $(BIN)/pytest --hypothesis-profile=ci tests/kernels $(PYTEST_ARGS)
 	done
 
 clean:
