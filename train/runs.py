@@ -71,9 +71,20 @@ def _active_isa() -> str | None:
 def command_line(args: argparse.Namespace) -> list[str]:
     """The command as typed: ``xdistil`` and the arguments the parser was given.
 
-    ``args.argv`` holds those where the caller of the parser has kept them.
+    Absolute paths are shortened, see :func:`portable`, because the command goes into model cards.
+    ``args.argv`` holds the arguments where the caller of the parser has kept them.
     """
-    return ["xdistil", *getattr(args, "argv", sys.argv[1:])]
+    return ["xdistil", *map(portable, getattr(args, "argv", sys.argv[1:]))]
+
+
+def portable(argument: str) -> str:
+    """An argument without the part of a path that means something on one machine alone.
+
+    Returns:
+        An absolute path's last three components; anything else unchanged.
+    """
+    path = Path(argument)
+    return "/".join(path.parts[1:][-3:]) if path.is_absolute() else argument
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
