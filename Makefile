@@ -28,7 +28,10 @@ BUILD_FILES := CMakeLists.txt pyproject.toml constraints.txt $(CXX_FILES)
 demo: $(STAMPS)/core
 	$(BIN)/python bench/demo.py
 
+# XDF_BUILD_DIR: the objects behind the installed extension, examined for leaked instructions.
 test: $(STAMPS)/core $(STAMPS)/test
+	tag=$$($(BIN)/python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+	XDF_BUILD_DIR=$$(ls -d $(CURDIR)/build/$$tag-*) \
 	$(BIN)/pytest --hypothesis-profile=ci $(PYTEST_ARGS)
 
 lint: $(STAMPS)/core $(STAMPS)/lint
@@ -58,8 +61,9 @@ asan: $(STAMPS)/tools $(STAMPS)/asan
 	cmake --preset asan -DPython_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_CXX_COMPILER=$(CXX)
 	cmake --build --preset asan
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan/tree \
-	$(ASAN_BIN)/python -P -m pytest --hypothesis-profile=ci tests/kernels $(PYTEST_ARGS)
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	PYTHONPATH=$(CURDIR)/build/asan/tree PYTHONSAFEPATH=1 \
+	$(ASAN_BIN)/pytest --hypothesis-profile=ci tests/kernels $(PYTEST_ARGS)
 
 isas: $(STAMPS)/core $(STAMPS)/test
 	for isa in $$($(BIN)/python -c 'from xdistil_fast import _core; print(*_core.isas_available())'); do
