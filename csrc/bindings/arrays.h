@@ -72,12 +72,27 @@ struct Out {
   py::array array;
 };
 
-// An output must not share memory with an input that is still read while it is written.
-inline void check_no_overlap(const py::array& out, const char* out_name, const py::array& in, const char* in_name) {
+struct Named {
+  const py::array& array;
+  const char* name;
+};
+
+inline void check_no_overlap(const py::array& out, const char* out_name, const py::array& in,
+                             const char* in_name) {
   const char* a = static_cast<const char*>(out.data());
   const char* b = static_cast<const char*>(in.data());
   XDF_CHECK(out.nbytes() == 0 || in.nbytes() == 0 || a + out.nbytes() <= b || b + in.nbytes() <= a, out_name,
             ": must not share memory with ", in_name);
+}
+
+// An output must not share memory with an input, which may still be read when it is written, nor with
+// another output.
+inline void check_no_overlap(const std::vector<Named>& outputs, const std::vector<Named>& inputs) {
+  for (size_t n = 0; n < outputs.size(); ++n) {
+    for (const Named& in : inputs) check_no_overlap(outputs[n].array, outputs[n].name, in.array, in.name);
+    for (size_t m = 0; m < n; ++m)
+      check_no_overlap(outputs[n].array, outputs[n].name, outputs[m].array, outputs[m].name);
+  }
 }
 
 // cu_seqlens [B + 1] int32: starts at 0, never descends, ends at total.

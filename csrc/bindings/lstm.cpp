@@ -80,14 +80,16 @@ void forward(const PyBiLstmWeights& self, const py::object& x, const py::object&
     const int64_t total = x_in.dim(0);
     const In<int32_t> cu = cu_seqlens_input(cu_seqlens, total);
     Out<T> out_view(out, "out", {total, 2 * H});
-    check_no_overlap(out_view.array, "out", x_in.array, "x");
+    std::vector<Named> outputs{{out_view.array, "out"}};
     T* reserve_data = nullptr;
     std::optional<Out<T>> reserve_view;
     if (!reserve.is_none()) {
       reserve_view.emplace(reserve, "reserve",
                            std::vector<int64_t>{static_cast<int64_t>(lstm_reserve_size(total, H))});
       reserve_data = reserve_view->data();
+      outputs.push_back({reserve_view->array, "reserve"});
     }
+    check_no_overlap(outputs, {{x_in.array, "x"}});
     T* out_data = out_view.data();
     const py::gil_scoped_release release;
     bilstm_forward(weights, x_in.data(), cu.data(), static_cast<int>(cu.dim(0) - 1), out_data,
@@ -117,13 +119,20 @@ void backward(const PyBiLstmWeights& self, const py::object& x, const py::object
       grad_x_view.emplace(grad_x, "grad_x", std::vector<int64_t>{total, I});
       grad_x_data = grad_x_view->data();
     }
-    LstmGrads<T> grads[2];
-    for (size_t d = 0; d < 2; ++d) {
-      const std::string at = d == 0 ? "grad_weights" : "grad_weights (reverse)";
-      grads[d].w_ih = Out<T>(grad_weights[3 * d], (at + " w_ih").c_str(), {4 * H, I}).data();
-      grads[d].w_hh = Out<T>(grad_weights[3 * d + 1], (at + " w_hh").c_str(), {4 * H, H}).data();
-      grads[d].b = Out<T>(grad_weights[3 * d + 2], (at + " b").c_str(), {4 * H}).data();
-    }
+    static const char* const names[6] = {"grad_weights w_ih",           "grad_weights w_hh",
+                                         "grad_weights b",              "grad_weights (reverse) w_ih",
+                                         "grad_weights (reverse) w_hh", "grad_weights (reverse) b"};
+    Out<T> grads_out[6] = {
+        {grad_weights[0], names[0], {4 * H, I}}, {grad_weights[1], names[1], {4 * H, H}},
+        {grad_weights[2], names[2], {4 * H}},    {grad_weights[3], names[3], {4 * H, I}},
+        {grad_weights[4], names[4], {4 * H, H}}, {grad_weights[5], names[5], {4 * H}},
+    };
+    std::vector<Named> outputs{{reserve_out.array, "reserve"}};
+    if (grad_x_view) outputs.push_back({grad_x_view->array, "grad_x"});
+    for (size_t n = 0; n < 6; ++n) outputs.push_back({grads_out[n].array, names[n]});
+    check_no_overlap(outputs, {{x_in.array, "x"}, {out_in.array, "out"}, {grad_in.array, "grad_out"}});
+    const LstmGrads<T> grads[2] = {{grads_out[0].data(), grads_out[1].data(), grads_out[2].data()},
+                                   {grads_out[3].data(), grads_out[4].data(), grads_out[5].data()}};
     T* reserve_data = reserve_out.data();
     const py::gil_scoped_release release;
     bilstm_backward(weights, x_in.data(), cu.data(), static_cast<int>(cu.dim(0) - 1), out_in.data(),
