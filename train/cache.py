@@ -17,6 +17,7 @@ A shard of S sentences and P pieces:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -157,12 +158,16 @@ class Cache:
         pieces: number of all pieces.
     """
 
-    def __init__(self, shards: Sequence[Path]) -> None:
-        self._shards = [_map_shard(path) for path in shards]
-        counts = [len(shard["cu_seqlens"]) - 1 for shard in self._shards]
+    def __init__(self, folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> None:
+        """Open the shards of a manifest, by name."""
+        entries = {name: entry for name, entry in sorted(shards.items()) if entry["pieces"]}
+        self._paths = [folder / name for name in entries]
+        counts = [entry["sentences"] for entry in entries.values()]
         self._first = np.concatenate([[0], np.cumsum(counts)])  # first sentence of each shard
         self.sentences = int(self._first[-1])
-        self.pieces = sum(len(shard["ids"]) for shard in self._shards)
+        self.pieces = sum(entry["pieces"] for entry in entries.values())
+        # Each open map holds a file descriptor, of which a process may have 1024 at worst.
+        self._map = functools.lru_cache(maxsize=512)(_map_shard)
 
     def batch(self, sentences: npt.NDArray[np.integer]) -> Batch:
         """Sentences by number, in the order given."""
@@ -172,7 +177,7 @@ class Cache:
         cu_seqlens = np.zeros(len(sentences) + 1, np.int32)
         homes = np.searchsorted(self._first, sentences, side="right") - 1
         for row, (home, sentence) in enumerate(zip(homes, sentences, strict=True)):
-            shard = self._shards[home]
+            shard = self._map(self._paths[home])
             local = sentence - self._first[home]
             start, stop = shard["cu_seqlens"][local : local + 2]
             cu_seqlens[row + 1] = cu_seqlens[row] + stop - start
@@ -190,8 +195,8 @@ class Cache:
     def piece_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each of the teacher's pieces occurs, [vocab_size]."""
         counts = np.zeros(vocab_size, np.int64)
-        for shard in self._shards:
-            counts += np.bincount(shard["ids"], minlength=vocab_size)
+        for path in self._paths:
+            counts += np.bincount(self._map(path)["ids"], minlength=vocab_size)
         return counts
 
 
@@ -247,7 +252,7 @@ def build_cache(
     done: dict[str, dict[str, Any]] = manifest.get("shards", {})
     good = {name for name, entry in done.items() if _intact(folder / name, entry)}
     if manifest.get("complete") and len(good) == len(done):
-        return _opened(folder, done), key
+        return Cache(folder, done), key
     if damaged := sorted(set(done) - good):
         tqdm.write(f"{folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
     done = {name: done[name] for name in sorted(good)}
@@ -275,11 +280,7 @@ def build_cache(
     if not sum(entry["pieces"] for entry in done.values()):
         raise ValueError("train and transfer: the tokeniser makes no piece of any of these words")
     runs.write_json(folder / MANIFEST, {"about": about, "complete": True, "shards": done})
-    return _opened(folder, done), key
-
-
-def _opened(folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> Cache:
-    return Cache([folder / name for name in sorted(shards) if shards[name]["pieces"]])
+    return Cache(folder, done), key
 
 
 def _chunks(texts: Iterable[Sentence], size: int) -> Iterator[list[Sentence]]:

@@ -20,7 +20,7 @@ _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 # What may differ between the attempts of one run: where it works and how it reports, not what it
 # computes.
-_NOT_IDENTITY = ("output", "cache", "checkpoint_minutes", "progress", "batch_pieces")
+_NOT_IDENTITY = ("output", "cache", "checkpoint_minutes", "progress")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from xdistil_fast import _core
 from xdistil_fast import student as serving
+from xdistil_fast.labels import validate_labels
 from xdistil_fast.model_io import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -79,7 +80,7 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         *texts.describe(),
     ]
     teacher = Teacher.from_pretrained(config.teacher)
-    check_types(teacher.labels, train, dev)
+    check_labels(teacher.labels, train, dev)
     # A moved teacher or file is still the same one: their digests decide.
     paths = ("teacher", "train", "dev", "transfer")
     settings = {name: v for name, v in config.identity().items() if name not in paths}
@@ -117,12 +118,14 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
     return _finish(run, out, key, teacher, data, cache_key, command)
 
 
-def check_types(labels: Sequence[str], train: Sequence[Corpus], dev: Sequence[Corpus]) -> None:
+def check_labels(labels: Sequence[str], train: Sequence[Corpus], dev: Sequence[Corpus]) -> None:
     """Refuse labelled text with entity types that the teacher does not know.
 
     Raises:
-        ValueError: naming file and types; or no entity at all in ``train``.
+        ValueError: naming file and types; or the teacher's labels are not complete IOB2; or there
+            is no entity at all in ``train``.
     """
+    validate_labels(labels)
     known = {label[2:] for label in labels if label != "O"}
     for corpus in (*train, *dev):
         if unknown := sorted(corpus.types - known):
