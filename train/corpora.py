@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, cast
 
+from xdistil_fast.train.runs import portable
+
 LabelMap: TypeAlias = Mapping[str, "str | None"]
 Format: TypeAlias = Literal["conll", "jsonl", "parquet", "text"]
 
@@ -83,7 +85,7 @@ class Corpus:
         """Entry of ``run.json``'s ``data``: name, digest and counts; ``role`` as given."""
         entry: dict[str, object] = {
             "role": role,
-            "name": self.path.name,
+            "name": portable(str(self.path)),
             "digest": self.digest,
             "sentences": len(self.sentences),
             "words": self.words,

@@ -164,8 +164,8 @@ def fine_tune(
         "settings": asdict(settings),
         "labels": labels,
         "base": weights_digest(model, teacher.tokenizer.to_str()),
-        "train": [c.describe("train") for c in train],
-        "dev": [c.describe("dev") for c in dev],
+        "train": [_identity(c) for c in train],
+        "dev": [_identity(c) for c in dev],
     }
     if out.is_dir() and any(out.iterdir()):
         return _finished_before(out, key)
@@ -236,6 +236,10 @@ class _Run:
         self.teacher, self.settings, self.part, self.progress = teacher, settings, part, progress
         self.model = teacher.model
         self.device = teacher.device
+        self.data = [
+            *(corpus.describe("train") for corpus in train),
+            *(corpus.describe("dev") for corpus in dev),
+        ]
         words, tags = _words_and_tags(train)
         alignment = align(teacher.tokenizer, words)
         self.ids = alignment.ids.astype(np.int64)
@@ -436,6 +440,8 @@ def _finish(
     with quiet_transformers():
         run.model.save_pretrained(folder)
         teacher.hf_tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():  # the writer of the weights makes them private
+        shutil.copymode(folder / "config.json", file)
     record = runs.run_record(
         "teacher",
         command=command,
@@ -446,7 +452,7 @@ def _finish(
             "epochs": state.history,
             "parameters": teacher.parameters,
         },
-        data=[*key["train"], *key["dev"]],
+        data=run.data,
         seconds=state.seconds,
         digest=Teacher.from_pretrained(folder, device="cpu").digest(),
         threads=torch.get_num_threads(),
@@ -479,6 +485,12 @@ def _words_and_tags(
 ) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     sentences = [s for corpus in corpora for s in corpus.sentences]
     return [s.words or () for s in sentences], [s.tags or () for s in sentences]
+
+
+def _identity(corpus: Corpus) -> dict[str, Any]:
+    """What of a corpus decides the result: its bytes and the label map, not its name."""
+    label_map = None if corpus.label_map is None else dict(corpus.label_map)
+    return {"digest": corpus.digest, "label_map": label_map}
 
 
 def _check_output(out: Path) -> None:

@@ -81,10 +81,14 @@ def portable(argument: str) -> str:
     """An argument without the part of a path that means something on one machine alone.
 
     Returns:
-        An absolute path's last three components; anything else unchanged.
+        An absolute path's last three components, less the home folder; anything else unchanged.
     """
     path = Path(argument)
-    return "/".join(path.parts[1:][-3:]) if path.is_absolute() else argument
+    if not path.is_absolute():
+        return argument
+    home = Path(os.path.expanduser("~"))
+    inner = path.relative_to(home) if path.is_relative_to(home) else path.relative_to(path.anchor)
+    return "/".join(inner.parts[-3:]) or "."
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

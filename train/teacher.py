@@ -306,7 +306,7 @@ def load_tokenizer(name: str) -> HFTokenizer:
     Byte-level ones are told to put a space before every word, as words come one by one.
 
     Raises:
-        ValueError: there is none, or not a fast one.
+        ValueError: there is none, or an empty or slow one.
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -320,6 +320,9 @@ def load_tokenizer(name: str) -> HFTokenizer:
             f"{name}: {type(tokenizer).__name__} is not a fast tokeniser; a model with a "
             "tokenizer.json is needed"
         )
+    # Where the files are missing, transformers makes up a tokeniser of special tokens only.
+    if backend.get_vocab_size(with_added_tokens=True) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError(f"{name}: cannot load a tokeniser (no vocabulary; is the file missing?)")
     backend.no_truncation()
     backend.no_padding()
     return tokenizer

@@ -42,7 +42,7 @@ def test_iob2_with_tabs(tmp_path: Path) -> None:
     assert corpus.types == {"PER", "LOC"}
     assert corpus.describe("train") == {
         "role": "train",
-        "name": "a.conll",
+        "name": "/".join(path.parts[-3:]),
         "digest": hashlib.sha256(IOB2.encode()).hexdigest(),
         "sentences": 2,
         "words": 6,

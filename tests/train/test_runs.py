@@ -69,7 +69,26 @@ def test_missing_run(tmp_path: Path) -> None:
         runs.read_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        ("a.conll", "a.conll"),
+        ("../news/en/more/a.conll", "../news/en/more/a.conll"),
+        ("--lr", "--lr"),
+        ("/srv/data/news/en/a.conll", "news/en/a.conll"),
+        ("/a.conll", "a.conll"),
+        ("/home/ada/a.conll", "a.conll"),
+        ("/home/ada/sets/news/en/a.conll", "news/en/a.conll"),
+        ("/home/ada", "."),
+        ("/", "."),
+    ],
+)
+def test_portable(monkeypatch: pytest.MonkeyPatch, argument: str, shown: str) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert runs.portable(argument) == shown
+
+
 def test_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs.command_line(argparse.Namespace(argv=["eval", "m"])) == ["xdistil", "eval", "m"]
-    monkeypatch.setattr("sys.argv", ["/opt/bin/xdistil", "teacher", "-o", "t"])
-    assert runs.command_line(argparse.Namespace()) == ["xdistil", "teacher", "-o", "t"]
+    monkeypatch.setattr("sys.argv", ["/opt/bin/xdistil", "teacher", "-o", "/srv/x/y/z/t"])
+    assert runs.command_line(argparse.Namespace()) == ["xdistil", "teacher", "-o", "y/z/t"]

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from xdistil_fast.train.teacher import Teacher, _windows, backend_of, load_base, load_tokenizer
+
+LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "mara", "lin", "##den", "left", "oslo", "in", "."]
+POSITIONS = 18
+
+
+def make_model(folder: Path, *, labels: list[str] | None = None, **config: Any) -> Path:
+    """A random tiny BERT with its tokeniser, for token classification where it has labels."""
+    torch.manual_seed(5)
+    backend = tokenizers.Tokenizer(
+        models.WordPiece({p: i for i, p in enumerate(PIECES)}, unk_token="[UNK]")
+    )
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    backend.enable_truncation(4)  # as sentence encoders ship it; must not cut anything here
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    ).save_pretrained(folder)
+    names = dict(enumerate(labels or []))
+    settings = transformers.BertConfig(
+        **{
+            "vocab_size": len(PIECES) + 3,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+            "max_position_embeddings": POSITIONS,
+            "initializer_range": 0.5,
+            **config,
+        }
+    )
+    if labels:
+        settings.id2label, settings.label2id = names, {v: k for k, v in names.items()}
+        transformers.BertForTokenClassification(settings).save_pretrained(folder)
+    else:
+        transformers.BertModel(settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "teacher", labels=LABELS)
+
+
+@pytest.fixture(scope="module")
+def teacher(folder: Path) -> Teacher:
+    return Teacher.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def direct(teacher: Teacher, ids: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Logits of one sequence by a plain call of the model."""
+    with torch.no_grad():
+        output = teacher.model(input_ids=torch.tensor([[2, *ids, 3]])).logits
+    return np.asarray(output[0, 1:-1].numpy())
+
+
+def test_attributes(teacher: Teacher) -> None:
+    assert teacher.labels == LABELS
+    assert teacher.hidden_size == 16
+    assert teacher.max_pieces == POSITIONS - 2
+    assert (teacher.prefix_ids, teacher.suffix_ids) == ([2], [3])
+    untruncated = teacher.tokenizer.encode("Mara left Oslo in Mara left").tokens
+    assert untruncated == ["[CLS]", "mara", "left", "oslo", "in", "mara", "left", "[SEP]"]
+    assert teacher.parameters == sum(p.numel() for p in teacher.model.parameters())
+    assert not teacher.model.training
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 20, 8192])
+def test_logits_are_those_of_each_sequence_alone(teacher: Teacher, batch_tokens: int) -> None:
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(4, 14, size=n).tolist() for n in (3, 0, POSITIONS - 2, 1, 7, 7, 2)]
+    finished: list[int] = []
+    result = teacher.logits(sequences, batch_tokens=batch_tokens, progress=finished.append)
+    assert sum(finished) == len(sequences)
+    for ids, logits in zip(sequences, result, strict=True):
+        assert logits.shape == (len(ids), len(LABELS))
+        assert logits.dtype == np.float32
+        if ids:
+            np.testing.assert_allclose(logits, direct(teacher, ids), rtol=1e-4, atol=1e-5)
+
+
+def test_long_sequences_are_read_in_windows(teacher: Teacher) -> None:
+    size = teacher.max_pieces
+    ids = np.random.default_rng(1).integers(4, 14, size=3 * size + 5)
+    (logits,) = teacher.logits([ids])
+    assert logits.shape == (len(ids), len(LABELS))
+    expected = np.empty_like(logits)
+    for start, stop, keep, end in _windows(len(ids), size):
+        expected[keep:end] = direct(teacher, ids[start:stop].tolist())[keep - start : end - start]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 28, 29, 100])
+def test_windows_cover_everything_once(length: int) -> None:
+    windows = _windows(length, 16)
+    kept = [i for _, _, keep, end in windows for i in range(keep, end)]
+    assert kept == list(range(length))
+    for start, stop, keep, end in windows:
+        assert 0 <= start <= keep < end <= stop <= length
+        assert stop - start <= 16
+        # Context of at least half the overlap, but at the ends of the text.
+        assert keep == 0 or keep - start >= 2
+        assert end == length or stop - end >= 2
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_tiny_windows(size: int) -> None:
+    assert [w[2:] for w in _windows(4, size)][-1][1] == 4
+
+
+def test_training_mode_comes_back(folder: Path) -> None:
+    teacher = Teacher.from_pretrained(folder, device="cpu")
+    teacher.model.train()
+    first = teacher.logits([[4, 5]])[0]
+    assert teacher.model.training
+    assert np.array_equal(first, teacher.logits([[4, 5]])[0])  # no dropout was at work
+
+
+def test_tag_words(teacher: Teacher) -> None:
+    sentences = [["Mara", "Linden"], [], ["\u0007", "Oslo", "."]]
+    tags = teacher.tag_words(sentences)
+    assert [len(row) for row in tags] == [2, 0, 3]
+    assert tags[2][0] == "O"
+    best = direct(teacher, [4, 5, 6]).argmax(axis=1)
+    assert tags[0] == [LABELS[best[0]], LABELS[best[1]]]
+    assert teacher.tag_words([]) == []
+    assert teacher.tag_words([[]]) == [[]]
+
+
+def test_word_piece_embeddings(teacher: Teacher) -> None:
+    table = teacher.word_piece_embeddings()
+    assert table.shape == (len(PIECES) + 3, 16)
+    assert table.dtype == np.float32
+    before = teacher.model.get_input_embeddings().weight[4, 0].item()
+    table[4, 0] += 1
+    assert teacher.model.get_input_embeddings().weight[4, 0].item() == before
+
+
+def test_digest_follows_weights_tokeniser_and_config(folder: Path, copy: Path) -> None:
+    digest = Teacher.from_pretrained(folder, device="cpu").digest()
+    assert digest == Teacher.from_pretrained(copy, device="cpu").digest()
+    config = json.loads((copy / "config.json").read_text())
+
+    (copy / "config.json").write_text(json.dumps({**config, "transformers_version": "1.0"}))
+    assert Teacher.from_pretrained(copy, device="cpu").digest() == digest
+    (copy / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-6}))
+    assert Teacher.from_pretrained(copy, device="cpu").digest() != digest
+    (copy / "config.json").write_text(json.dumps(config))
+
+    weights = load_file(copy / "model.safetensors")
+    weights["classifier.bias"][0] += 1e-6
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    assert Teacher.from_pretrained(copy, device="cpu").digest() != digest
+    shutil.copy(folder / "model.safetensors", copy)
+    text = (copy / "tokenizer.json").read_text()
+    (copy / "tokenizer.json").write_text(text.replace("oslo", "rome"))
+    assert Teacher.from_pretrained(copy, device="cpu").digest() != digest
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: t.logits([[4]], batch_tokens=0), "batch_tokens is 0"),
+        (lambda t: t.logits([[4], [14]]), r"sequences\[1\] holds piece id 14; allowed: 0 to 13"),
+        (lambda t: t.logits([[-1]]), "piece id -1"),
+        (lambda t: t.logits([[[4]]]), "2 dimensions"),
+    ],
+)
+def test_refuses_calls(teacher: Teacher, call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(teacher)
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def edit_weights(folder: Path, change: Any) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def labels_config(labels: list[str]) -> dict[str, object]:
+    return {
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+
+
+DAMAGE: dict[str, tuple[Any, str]] = {
+    "no_config": (lambda f: (f / "config.json").unlink(), "no config.json"),
+    "bad_config": (lambda f: (f / "config.json").write_text("{"), "configuration"),
+    "unknown_kind": (lambda f: edit_config(f, model_type="nope"), "configuration"),
+    "no_weights": (lambda f: (f / "model.safetensors").unlink(), "cannot load the weights"),
+    "truncated": (
+        lambda f: (f / "model.safetensors").write_bytes(
+            (f / "model.safetensors").read_bytes()[:-100]
+        ),
+        "cannot load the weights",
+    ),
+    "garbage": (lambda f: (f / "model.safetensors").write_bytes(b"xyz"), "cannot load the weights"),
+    "no_tokenizer": (
+        lambda f: [p.unlink() for p in f.glob("tokenizer*")],
+        "cannot load a tokeniser|not a fast",
+    ),
+    "bad_tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokeniser"),
+    "shape": (lambda f: edit_config(f, intermediate_size=32), "cannot load the weights"),
+    "labels_count": (
+        lambda f: edit_config(f, **labels_config(["O", "B-X", "I-X"])),
+        "cannot load the weights",
+    ),
+    "no_head": (
+        lambda f: edit_weights(f, lambda w: w.pop("classifier.weight")),
+        "'classifier.weight'.*must be fine-tuned",
+    ),
+    "no_layer": (
+        lambda f: edit_weights(f, lambda w: w.pop("bert.encoder.layer.0.output.dense.bias")),
+        "weights lack 'bert.encoder.layer.0.output.dense.bias'",
+    ),
+    "nan": (
+        lambda f: edit_weights(f, lambda w: w["classifier.bias"].fill_(float("nan"))),
+        "'classifier.bias' holds NaN",
+    ),
+    "default_labels": (
+        lambda f: edit_config(f, **labels_config([f"LABEL_{i}" for i in range(5)])),
+        "labels are not IOB2.*LABEL_0",
+    ),
+    "no_begin": (
+        lambda f: edit_config(f, **labels_config(["O", "I-LOC", "I-PER", "B-PER", "I-ORG"])),
+        "labels are not IOB2",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_refuses_damaged_folders(copy: Path, damage: str) -> None:
+    act, message = DAMAGE[damage]
+    act(copy)
+    with pytest.raises(ValueError, match=message) as caught:
+        Teacher.from_pretrained(copy, device="cpu")
+    assert str(copy) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_more_pieces_than_embeddings(tmp_path: Path) -> None:
+    small = make_model(tmp_path / "m", labels=LABELS, vocab_size=len(PIECES) - 2)
+    with pytest.raises(ValueError, match="11 pieces but the model only 9 embeddings"):
+        Teacher.from_pretrained(small)
+
+
+def test_refuses_names(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        Teacher.from_pretrained(tmp_path / "none")
+    with pytest.raises(ValueError, match="no such folder, and not a Hub id"):
+        Teacher.from_pretrained("none/of/these/")
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(ValueError, match="is a file"):
+        Teacher.from_pretrained(file)
+    with pytest.raises(ValueError, match="device is 'gpu9'"):
+        Teacher.from_pretrained(make_model(tmp_path / "m", labels=LABELS), device="gpu9")
+
+
+def test_a_model_cannot_run_code(copy: Path) -> None:
+    edit_config(
+        copy,
+        model_type="strange",
+        auto_map={"AutoConfig": "code.Config", "AutoModelForTokenClassification": "code.Model"},
+    )
+    witness = copy / "witness"
+    (copy / "code.py").write_text(f"open({str(witness)!r}, 'w').close()\n")
+    with pytest.raises(ValueError, match="configuration"):
+        Teacher.from_pretrained(copy)
+    assert not witness.exists()
+
+
+def test_a_pickle_cannot_run_code(copy: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return open, (str(copy / "witness"), "w")
+
+    (copy / "model.safetensors").unlink()
+    torch.save({"classifier.bias": Evil()}, copy / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot load the weights"):
+        Teacher.from_pretrained(copy)
+    assert not (copy / "witness").exists()
+
+
+def test_base_gets_a_new_head_unless_labels_are_the_same(folder: Path, tmp_path: Path) -> None:
+    stored = load_file(folder / "model.safetensors")["classifier.weight"]
+    assert torch.equal(load_base(str(folder), LABELS).classifier.weight, stored)
+    other = [*LABELS[:3], "B-ORG", "I-ORG"]
+    model = load_base(str(folder), other)
+    assert not torch.equal(model.classifier.weight, stored)
+    assert model.config.id2label == dict(enumerate(other))
+    assert load_base(str(folder), LABELS[:3]).classifier.weight.shape == (3, 16)
+    plain = make_model(tmp_path / "plain")
+    assert load_base(str(plain), LABELS).classifier.weight.shape == (5, 16)
+
+
+def test_base_with_a_damaged_encoder(copy: Path) -> None:
+    edit_weights(copy, lambda w: w.pop("bert.embeddings.LayerNorm.bias"))
+    with pytest.raises(ValueError, match=r"encoder are missing.*LayerNorm"):
+        load_base(str(copy), LABELS)
+
+
+def test_tokeniser_is_saved_without_truncation(folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert saved["truncation"] is None
+    assert saved["padding"] is None
+    assert backend_of(tokenizer).get_vocab_size() == len(PIECES)
