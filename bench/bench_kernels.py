@@ -7,7 +7,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.duel import OURS, Case, Turns, duel
+from bench.duel import OURS, Call, Case, Turns, duel
 from bench.peers import ONNX_RUNTIME, TORCH, lstm_weights, onnx_forward, random_lstm
 from xdistil_fast import _core
 
@@ -74,7 +74,7 @@ def bench_bilstm_forward(
         sizes={"E": input_size, "H": hidden_size},
         aims=aims,
     )
-    sides = {
+    sides: dict[str, dict[str, Call]] = {
         OURS: {"": ours},
         TORCH: {"": by_torch},
         ONNX_RUNTIME: {name: run for name, (run, _) in by_onnx.items()},

@@ -106,7 +106,9 @@ def duel(
             gc.enable()
         ours()
 
-    benchmark.pedantic(ours, setup=take_turn, rounds=turns.count)
+    benchmark.pedantic(  # type: ignore[no-untyped-call]
+        ours, setup=take_turn, rounds=turns.count
+    )
 
     best: dict[str, tuple[str, list[float]]] = {}
     for (side, setting), times in medians.items():
