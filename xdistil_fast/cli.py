@@ -41,8 +41,8 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """Looks for mistyped long options before argparse misses what they were meant to be."""
         for arg in args or ():
-            if arg == "--":
-                break
+            if arg == "--" or (self._subparsers is not None and not arg.startswith("-")):
+                break  # what follows a command is for that command's parser
             name = arg.partition("=")[0]
             if name.startswith("--") and name not in self._option_string_actions:
                 self.error(f"unknown option {name}" + _nearest(name, self._option_string_actions))
@@ -92,18 +92,14 @@ def entry_point() -> NoReturn:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     command = next((arg for arg in argv if not arg.startswith("-")), None)
-    parser = argparse.ArgumentParser(
-        prog="xdistil",
-        description="Tag text with small students distilled from large models.",
-        allow_abbrev=False,
+    parser = _Parser(
+        prog="xdistil", description="Tag text with small students distilled from large models."
     )
     parser.add_argument("--version", action="version", version=f"xdistil-fast {__version__}")
     known = [*_INFERENCE, *_TRAINING]
     if command is not None and command not in known:
         raise ValueError(f"unknown command {command!r}" + _nearest(command, known))
-    subparsers = parser.add_subparsers(
-        dest="command", metavar="COMMAND", required=True, parser_class=_Parser
-    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in _INFERENCE.values():
         importlib.import_module(module).add_parser(subparsers)
     for name, (module, line) in _TRAINING.items():

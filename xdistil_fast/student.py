@@ -23,6 +23,8 @@ Ints = NDArray[np.int32]
 # Pieces that one kernel call takes: enough rows to keep every core busy, and with E=100, H=200
 # about 35 MB of activations however long the input is.
 MAX_PIECES = 16_384
+# More than any machine has; a slip of the keyboard must not start a million threads.
+MAX_THREADS = 1_024
 
 
 class Student:
@@ -34,7 +36,8 @@ class Student:
         threads: kernel threads; 0 is every core the process may use.
 
     Raises:
-        ValueError: `threads` is negative, or a tensor does not fit the kernels.
+        TypeError: `threads` is no int.
+        ValueError: `threads` is out of range, or a tensor does not fit the kernels.
     """
 
     def __init__(
@@ -42,8 +45,10 @@ class Student:
     ) -> None:
         if isinstance(threads, bool) or not isinstance(threads, int):
             raise TypeError(f"threads is {threads!r}; it must be an int, 0 for every core")
-        if threads < 0:
-            raise ValueError(f"threads is {threads}; it must be at least 0 (every core)")
+        if not 0 <= threads <= MAX_THREADS:
+            raise ValueError(
+                f"threads is {threads}; it must be from 0 (every core) to {MAX_THREADS}"
+            )
         self.config = config
         self.threads = threads
         self._table = tensors["embedding.weight"]

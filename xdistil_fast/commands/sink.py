@@ -28,7 +28,10 @@ class StreamSink:
         path: None for standard output.
     """
 
+    resumable = False
+
     def __init__(self, path: Path | None) -> None:
+        self.name = "standard output" if path is None else str(path)
         self._file: IO[bytes] = sys.stdout.buffer if path is None else path.open("wb", buffering=0)
 
     def write(self, data: bytes, position: Position) -> None:
@@ -68,6 +71,8 @@ class FileSink:
     ) -> None:
         self._path = path
         self.part = path.with_name(path.name + ".part")
+        self.name = str(self.part)
+        self.resumable = resumable
         self._record = path.with_name(path.name + ".part.json")
         self._settings = dict(settings)
         self.start: Position | None = None

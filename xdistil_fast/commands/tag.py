@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 import time
@@ -152,8 +151,8 @@ def _open_sink(
     output: Path | None = args.output
     if output is None or (output.exists() and not output.is_file()):
         return StreamSink(output)
-    # Everything that a byte of the result depends on. Threads and batches are not among it, nor
-    # are --errors and --truncation: who goes on with a laxer one got past the place in question.
+    # Everything that a byte of the result depends on. Threads and batches are not among it. Nor
+    # are --errors and --truncation: they differ where a run stopped, not in what came before.
     settings = {
         "version": __version__,
         **{f"model {name}": file_digest(model / name) for name in FILES[:3]},
@@ -186,11 +185,7 @@ def _tag_all(
         file=sys.stderr,
         disable=args.quiet or reader.interactive or not sys.stderr.isatty(),
     )
-    kept = (
-        ""
-        if isinstance(sink, StreamSink)
-        else "; what was tagged is kept, go on by running this again"
-    )
+    kept = "; what was tagged is kept, run the same command to go on" if sink.resumable else ""
     try:
         with bar:
             for records, position in _batches(reader):
@@ -206,8 +201,8 @@ def _tag_all(
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        name = error.filename or (sink.part if isinstance(sink, FileSink) else "standard output")
-        raise OSError(error.errno, f"{error.strerror}{kept}", os.fspath(name)) from error
+        name = sink.name if error.filename is None else error.filename
+        raise OSError(error.errno, f"{error.strerror}{kept}", name) from error
     seconds = time.perf_counter() - began
     if not args.quiet:
         done = reader.position().records

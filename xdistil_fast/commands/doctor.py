@@ -1,0 +1,180 @@
+"""`xdistil doctor`: what is installed here, what this machine can run, and whether it computes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdistil_fast import __version__, _core
+from xdistil_fast.model_io import FILES, embedded_models, load_folder, resolve_model
+from xdistil_fast.reference.lstm import bilstm_forward
+from xdistil_fast.train import runs
+
+_PACKAGES = (
+    "numpy", "tokenizers", "safetensors", "huggingface_hub", "tqdm", "torch", "transformers",
+    "pyarrow",
+)  # fmt: skip
+Floats = NDArray[np.float32]
+# float32 against float64, over sums this short.
+_TOLERANCE = 1e-5
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the sub-command `doctor`."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="show versions, instruction sets and models, and test the kernels",
+        description="Show what is installed, what this machine can run and which models came "
+        "along, and compare the kernels with their reference. Exit status 1 if they differ.",
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="also check and describe it")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the sub-command; returns the exit status."""
+    machine = runs.machine_info()
+    errors = self_test()
+    report: dict[str, Any] = {
+        "xdistil-fast": __version__,
+        "python": machine["versions"]["python"],
+        "system": machine["system"],
+        "cpu": machine["cpu"],
+        "cores": machine["cores"],
+        "threads": _core.default_threads(),
+        "isa": {
+            "active": _core.active_isa(),
+            "available": _core.isas_available(),
+            "compiled": _core.isas_compiled(),
+            "XDF_ISA": os.environ.get("XDF_ISA"),
+        },
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "embedded models": {name: _describe(name) for name in embedded_models()},
+        "self-test": {"ok": max(errors.values()) <= _TOLERANCE, "largest error": errors},
+    }
+    if args.model is not None:
+        report["model"] = _describe(args.model)
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+    return 0 if report["self-test"]["ok"] else 1
+
+
+def self_test() -> dict[str, float]:
+    """Runs every kernel of inference on a small ragged batch and again in float64 NumPy.
+
+    Returns:
+        Largest absolute difference by kernel; of Viterbi, the share of tags that differ.
+    """
+    random = np.random.default_rng(0)
+    inputs, hidden, num_tags = 5, 11, 4
+    cu_seqlens = np.array([0, 3, 3, 8], np.int32)
+    total = int(cu_seqlens[-1])
+
+    def normal(*shape: int) -> Floats:
+        return random.normal(size=shape).astype(np.float32)
+
+    table, ids = normal(9, inputs), random.integers(0, 9, total).astype(np.int32)
+    columns: tuple[tuple[int, ...], ...] = ((inputs,), (hidden,), (), ())
+    weights = [normal(4 * hidden, *column) for _ in range(2) for column in columns]
+    output, bias = normal(num_tags, 2 * hidden), normal(num_tags)
+    start, end, transitions = normal(num_tags), normal(num_tags), normal(num_tags, num_tags)
+    transitions[0, 1] = -np.inf
+
+    x, states = np.empty((total, inputs), np.float32), np.empty((total, 2 * hidden), np.float32)
+    emissions, shares, marginals = (np.empty((total, num_tags), np.float32) for _ in range(3))
+    tags, scores = np.empty(total, np.int32), np.empty(len(cu_seqlens) - 1, np.float32)
+    _core.embedding_gather(table, ids, x)
+    _core.bilstm_forward(_core.BiLSTMWeights(weights), x, cu_seqlens, states)
+    _core.linear(_core.LinearWeights(output, bias), states, emissions)
+    _core.softmax(emissions, shares)
+    _core.crf_marginals(emissions, cu_seqlens, start, end, transitions, marginals)
+    _core.crf_viterbi(emissions, cu_seqlens, start, end, transitions, tags, scores)
+
+    exponents = np.exp(emissions.astype(np.float64))
+    expected = [
+        _every_path(emissions[a:b], start, end, transitions)
+        for a, b in itertools.pairwise(cu_seqlens.tolist())
+    ]
+    return {
+        "embedding": _difference(x, table[ids]),
+        "bilstm": _difference(states, bilstm_forward(table[ids], cu_seqlens, weights)),
+        "linear": _difference(emissions, states.astype(np.float64) @ output.T + bias),
+        "softmax": _difference(shares, exponents / exponents.sum(1, keepdims=True)),
+        "crf marginals": _difference(marginals, np.concatenate([item[0] for item in expected])),
+        "crf viterbi": float(np.mean(tags != np.concatenate([item[1] for item in expected]))),
+    }
+
+
+def _every_path(
+    emissions: Floats, start: Floats, end: Floats, transitions: Floats
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Marginals and best tags of one sequence, from the sum over all tag sequences."""
+    length, num_tags = emissions.shape
+    marginals = np.zeros((length, num_tags))
+    best, highest = np.empty(0, np.int64), -np.inf
+    if length == 0:
+        return marginals, best
+    places = np.arange(length)
+    for path in itertools.product(range(num_tags), repeat=length):
+        tags = np.array(path)
+        value = float(start[tags[0]]) + float(end[tags[-1]])
+        value += float(emissions[places, tags].astype(np.float64).sum())
+        value += float(transitions[tags[:-1], tags[1:]].astype(np.float64).sum())
+        marginals[places, tags] += np.exp(value)
+        if value > highest:
+            best, highest = tags, value
+    return marginals / marginals.sum(1, keepdims=True), best
+
+
+def _difference(a: NDArray[Any], b: NDArray[Any]) -> float:
+    return float(np.max(np.abs(a - b)))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _describe(name: str) -> dict[str, Any]:
+    folder = load_folder(resolve_model(name))
+    config = folder.config
+    return {
+        "path": str(folder.path),
+        "labels": list(config.labels),
+        "size": f"{config.embedding_size}x{config.hidden_size}",
+        "head": config.head,
+        "pieces": config.vocab_size,
+        "parameters": sum(value.size for value in folder.tensors.values()),
+        "bytes": sum(
+            (folder.path / file).stat().st_size for file in FILES if (folder.path / file).is_file()
+        ),
+        "written by": config.library_version,
+        "digest": folder.digest,
+    }
+
+
+def _print(report: dict[str, Any], indent: str = "") -> None:
+    for key, value in report.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}:" + ("" if value else " none"))
+            _print(value, indent + "  ")
+        elif isinstance(value, list):
+            print(f"{indent}{key}: {', '.join(map(str, value)) or 'none'}")
+        elif isinstance(value, bool):
+            print(f"{indent}{key}: {'yes' if value else 'NO'}")
+        elif isinstance(value, float):
+            print(f"{indent}{key}: {value:.1e}")
+        else:
+            print(f"{indent}{key}: {'-' if value is None else value}")
