@@ -14,7 +14,13 @@
 namespace xdf {
 namespace XDF_ISA {
 
-XDF_INLINE Vec<float> vtanh(Vec<float> x) {
+// tanh as numerator and denominator: where several are multiplied, one division serves them all.
+template <class T>
+struct Ratio {
+  Vec<T> num, den;
+};
+
+XDF_INLINE Ratio<float> tanh_ratio(Vec<float> x) {
   using V = Vec<float>;
   x = V::max(V::set1(-9.0f), V::min(V::set1(9.0f), x));
   const V u = x * x;
@@ -29,13 +35,29 @@ XDF_INLINE Vec<float> vtanh(Vec<float> x) {
   q = V::fma(q, u, V::set1(0.0273479259663f));
   q = V::fma(q, u, V::set1(0.470355474235f));
   q = V::fma(q, u, V::set1(1.0f));
-  return x * p / q;
+  return {x * p, q};
 }
 
-XDF_INLINE Vec<float> vsigmoid(Vec<float> x) {
-  using V = Vec<float>;
-  const V half = V::set1(0.5f);
-  return V::fma(half, vtanh(half * x), half);
+// sigmoid(x) = (den + num) / (2 den) with tanh(x / 2) = num / den
+XDF_INLINE Ratio<float> sigmoid_ratio(Vec<float> x) {
+  const Ratio<float> t = tanh_ratio(Vec<float>::set1(0.5f) * x);
+  return {t.den + t.num, t.den + t.den};
+}
+
+XDF_INLINE Ratio<double> tanh_ratio(Vec<double> x) {
+  for (int i = 0; i < Vec<double>::lanes; ++i) x.v[i] = ::tanh(x.v[i]);
+  return {x, Vec<double>::set1(1.0)};
+}
+
+XDF_INLINE Ratio<double> sigmoid_ratio(Vec<double> x) {
+  for (int i = 0; i < Vec<double>::lanes; ++i) x.v[i] = 1.0 / (1.0 + ::exp(-x.v[i]));
+  return {x, Vec<double>::set1(1.0)};
+}
+
+template <class T>
+XDF_INLINE Vec<T> vtanh(Vec<T> x) {
+  const Ratio<T> t = tanh_ratio(x);
+  return t.num / t.den;
 }
 
 // Results below the smallest normal number are 0; x = -inf gives 0; x > 88 saturates at exp(88).
@@ -55,16 +77,6 @@ XDF_INLINE Vec<float> vexp(Vec<float> x) {
   p = V::fma(p, r, V::set1(1.0f));
   p = V::fma(p, r, V::set1(1.0f));
   return V::select_gt(lowest, x, V::set1(0.0f), p * V::pow2(n));
-}
-
-XDF_INLINE Vec<double> vtanh(Vec<double> x) {
-  for (int i = 0; i < Vec<double>::lanes; ++i) x.v[i] = ::tanh(x.v[i]);
-  return x;
-}
-
-XDF_INLINE Vec<double> vsigmoid(Vec<double> x) {
-  for (int i = 0; i < Vec<double>::lanes; ++i) x.v[i] = 1.0 / (1.0 + ::exp(-x.v[i]));
-  return x;
 }
 
 XDF_INLINE Vec<double> vexp(Vec<double> x) {
