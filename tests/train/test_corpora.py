@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xdistil_fast.labels import spans
@@ -107,6 +107,7 @@ def entity_lists(draw: st.DrawFn) -> tuple[int, list[tuple[str, int, int]]]:
     return max(1, position + draw(st.integers(0, 2))), found
 
 
+@settings(deadline=None)  # files are written
 @given(entity_lists(), st.sampled_from(["IOB1", "IOB2", "BIOES", "BILOU"]))
 def test_every_scheme_gives_the_same_entities(
     tmp_path_factory: pytest.TempPathFactory,
