@@ -57,12 +57,12 @@ struct CrfInputs {
             cu_seqlens.data(),
             static_cast<int>(sequences())};
   }
-  void check_output(const py::array& out, const char* name) const {
-    check_no_overlap(out, name, emissions.array, "emissions");
-    check_no_overlap(out, name, cu_seqlens.array, "cu_seqlens");
-    check_no_overlap(out, name, start.array, "start");
-    check_no_overlap(out, name, end.array, "end");
-    check_no_overlap(out, name, transitions.array, "transitions");
+  std::vector<Named> named() const {
+    return {{emissions.array, "emissions"},
+            {cu_seqlens.array, "cu_seqlens"},
+            {start.array, "start"},
+            {end.array, "end"},
+            {transitions.array, "transitions"}};
   }
 
   In<T> emissions;
@@ -87,7 +87,7 @@ void log_likelihood(const py::object& emissions, const py::object& cu_seqlens,
     const CrfInputs<T> in(emissions, cu_seqlens, start, end, transitions);
     const In<int32_t> tags_in = tags_input(tags, in.total(), in.num_tags());
     Out<T> result(out, "out", {in.sequences()});
-    in.check_output(result.array, "out");
+    check_no_overlap({{result.array, "out"}}, in.named());
     T* data = result.data();
     const py::gil_scoped_release release;
     crf_log_likelihood(in.batch(), tags_in.data(), data, threads);
@@ -110,20 +110,13 @@ void log_likelihood_grad(const py::object& emissions, const py::object& cu_seqle
     Out<T> of_emissions(grad_emissions, "grad_emissions", {in.total(), C});
     Out<T> of_start(grad_start, "grad_start", {C}), of_end(grad_end, "grad_end", {C});
     Out<T> of_transitions(grad_transitions, "grad_transitions", {C, C});
-    struct Output {
-      const py::array& array;
-      const char* name;
-    };
-    const Output outputs[] = {{of_emissions.array, "grad_emissions"},
-                              {of_start.array, "grad_start"},
-                              {of_end.array, "grad_end"},
-                              {of_transitions.array, "grad_transitions"}};
-    for (const Output& output : outputs) {
-      in.check_output(output.array, output.name);
-      check_no_overlap(output.array, output.name, weights.array, "grad_out");
-      for (const Output* other = outputs; other != &output; ++other)
-        check_no_overlap(output.array, output.name, other->array, other->name);
-    }
+    std::vector<Named> inputs = in.named();
+    inputs.push_back({weights.array, "grad_out"});
+    check_no_overlap({{of_emissions.array, "grad_emissions"},
+                      {of_start.array, "grad_start"},
+                      {of_end.array, "grad_end"},
+                      {of_transitions.array, "grad_transitions"}},
+                     inputs);
     T *e = of_emissions.data(), *s = of_start.data(), *d = of_end.data(),
       *t = of_transitions.data();
     const py::gil_scoped_release release;
@@ -139,7 +132,7 @@ void marginals(const py::object& emissions, const py::object& cu_seqlens, const 
     using T = decltype(zero);
     const CrfInputs<T> in(emissions, cu_seqlens, start, end, transitions);
     Out<T> result(out, "out", {in.total(), in.num_tags()});
-    in.check_output(result.array, "out");
+    check_no_overlap({{result.array, "out"}}, in.named());
     T* data = result.data();
     const py::gil_scoped_release release;
     crf_marginals(in.batch(), data, threads);
@@ -155,9 +148,7 @@ void viterbi(const py::object& emissions, const py::object& cu_seqlens, const py
     const CrfInputs<T> in(emissions, cu_seqlens, start, end, transitions);
     Out<int32_t> tags_out(tags, "tags", {in.total()});
     Out<T> scores_out(scores, "scores", {in.sequences()});
-    in.check_output(tags_out.array, "tags");
-    in.check_output(scores_out.array, "scores");
-    check_no_overlap(scores_out.array, "scores", tags_out.array, "tags");
+    check_no_overlap({{tags_out.array, "tags"}, {scores_out.array, "scores"}}, in.named());
     int32_t* tags_data = tags_out.data();
     T* scores_data = scores_out.data();
     const py::gil_scoped_release release;
@@ -174,7 +165,7 @@ void softmax_rows(const py::object& logits, const py::object& out, int threads) 
     XDF_CHECK(C >= 1 && C <= std::numeric_limits<int>::max(), "logits: has ", C,
               " columns, must be at least 1");
     Out<T> result(out, "out", {in.dim(0), C});
-    check_no_overlap(result.array, "out", in.array, "logits");
+    check_no_overlap({{result.array, "out"}}, {{in.array, "logits"}});
     T* data = result.data();
     const py::gil_scoped_release release;
     softmax(in.data(), in.dim(0), static_cast<int>(C), data, threads);

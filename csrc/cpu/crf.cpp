@@ -1,7 +1,6 @@
 #include "cpu/crf.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 
 #include "cpu/aligned.h"
@@ -76,7 +75,7 @@ struct CallPlan {
     tables.memory = reinterpret_cast<T*>(arena.data());
   }
 
-  T* shared() const { return reinterpret_cast<T*>(arena.data() + shared_offset); }
+  double* shared() const { return reinterpret_cast<double*>(arena.data() + shared_offset); }
 
   CrfSequences<T> sequences(const CrfBatch<T>& batch, int task, int slot) const {
     return {batch.model,
@@ -143,26 +142,26 @@ void crf_log_likelihood_grad(const CrfBatch<T>& batch, const int32_t* tags, cons
   threads = useful_threads(threads, 4 * work_of(batch));
   const int64_t chunks =
       std::clamp<int64_t>(kGradChunkElements / matrix, kMinGradChunks, kMaxGradChunks);
-  const size_t partial_bytes = static_cast<size_t>(std::min<int64_t>(chunks, batch.batch)) *
-                               static_cast<size_t>(matrix) * sizeof(T);
-  const size_t sums_bytes = static_cast<size_t>(padded) * sizeof(double);
-  CallPlan<T> plan(batch, static_cast<int>(chunks), threads, sums_bytes + partial_bytes,
+  const size_t partials = static_cast<size_t>(std::min<int64_t>(chunks, batch.batch));
+  const size_t shared = static_cast<size_t>(padded) + partials * static_cast<size_t>(matrix);
+  CallPlan<T> plan(batch, static_cast<int>(chunks), threads, shared * sizeof(double),
                    crf_grad_workspace<T>(longest_sequence(batch.cu_seqlens, batch.batch), C));
   table.crf_prepare(batch.model, plan.tables);
-  double* sums = reinterpret_cast<double*>(plan.shared());
-  T* partial = reinterpret_cast<T*>(sums + padded);
+  double* sums = plan.shared();
+  double* counts = sums + padded;  // of each chunk
   parallel_for(plan.tasks, threads, [&](int task, int slot) {
-    T* mine = partial + task * matrix;
-    std::memset(mine, 0, static_cast<size_t>(matrix) * sizeof(T));
+    double* mine = counts + task * matrix;
+    std::fill(mine, mine + matrix, 0.0);
     table.crf_grad({plan.sequences(batch, task, slot), tags, grad_out, grad_emissions, mine});
   });
   for (int i = 0; i < C; ++i) {
-    T* row = grad_transitions + static_cast<ptrdiff_t>(i) * C;
-    std::fill(row, row + C, T(0));
+    std::fill(sums, sums + C, 0.0);
     for (int task = 0; task < plan.tasks; ++task) {
-      const T* from = partial + task * matrix + i * padded;
-      for (int j = 0; j < C; ++j) row[j] += from[j];
+      const double* from = counts + task * matrix + i * padded;
+      for (int j = 0; j < C; ++j) sums[j] += from[j];
     }
+    for (int j = 0; j < C; ++j)
+      grad_transitions[static_cast<ptrdiff_t>(i) * C + j] = static_cast<T>(sums[j]);
   }
   sum_edge_rows(batch, grad_emissions, true, sums, grad_start);
   sum_edge_rows(batch, grad_emissions, false, sums, grad_end);

@@ -63,8 +63,7 @@ static double exact_log_z(const CrfModel<T>& model, const T* e, ptrdiff_t length
                           bool keep, double* scratch) {
   const int C = model.num_tags;
   double* at = alpha;
-  for (int j = 0; j < C; ++j)
-    at[j] = static_cast<double>(model.start[j]) + static_cast<double>(e[j]);
+  for (int j = 0; j < C; ++j) at[j] = static_cast<double>(model.start[j] + e[j]);
   for (ptrdiff_t t = 1; t < length; ++t) {
     double* next = keep || at == alpha ? at + C : alpha;
     exact_forward_step(model, e + t * C, at, next, scratch);
@@ -121,10 +120,9 @@ static void exact_gradient(const CrfGradArgs<T>& args, int b) {
         expected[j] += exact_exp(from + static_cast<double>(row[j]) +
                                  static_cast<double>(e[t * C + j]) + beta[t * C + j]);
     }
-    for (int j = 0; j < C; ++j) args.transitions[i * padded + j] -= static_cast<T>(g * expected[j]);
+    for (int j = 0; j < C; ++j) args.counts[i * padded + j] -= g * expected[j];
   }
-  for (ptrdiff_t t = 1; t < length; ++t)
-    args.transitions[tags[t - 1] * padded + tags[t]] += static_cast<T>(g);
+  for (ptrdiff_t t = 1; t < length; ++t) args.counts[tags[t - 1] * padded + tags[t]] += g;
 }
 
 }  // namespace XDF_ISA

@@ -1,7 +1,7 @@
 // Compiled once per instruction set. Its only symbols are the tables.
 #include "xdf/kernels.h"
 
-#include "cpu/crf-inl.h"
+#include "cpu/crf_grad-inl.h"
 #include "cpu/lstm-inl.h"
 #include "cpu/lstm_backward-inl.h"
 #include "cpu/softmax-inl.h"

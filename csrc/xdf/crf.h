@@ -55,7 +55,7 @@ struct CrfTables {
   }
   T* start() const { return memory; }                                 // [Pc]
   T* end(ptrdiff_t padded) const { return memory + padded; }          // [Pc]
-  T* padding(ptrdiff_t padded) const { return memory + 2 * padded; }  // [Pc] 0, then -inf
+  T* padding(ptrdiff_t padded) const { return memory + 2 * padded; }  // [Pc] 0 for tags, 1 beyond
   T* forward(ptrdiff_t padded) const { return memory + 3 * padded; }  // [C, Pc] from, to
   T* backward(ptrdiff_t padded, int num_tags) const {                 // [C, Pc] to, from
     return memory + (3 + num_tags) * padded;
@@ -83,7 +83,7 @@ struct CrfLikelihoodArgs {
 template <class T>
 size_t crf_likelihood_workspace(int num_tags) {
   const size_t padded = static_cast<size_t>(padded_tags(num_tags));
-  return padded * (3 * sizeof(T) + 4 * sizeof(double));
+  return padded * 6 * sizeof(double);
 }
 
 // With tags: the gradient of sum_b grad_out[b] * log p(tags_b), "observed minus expected". The
@@ -94,7 +94,8 @@ struct CrfGradArgs {
   const int32_t* tags;  // [total], or null: marginals
   const T* grad_out;    // [B]
   T* rows;              // [total, C]: rows of the sequences written: grad_emissions or marginals
-  T* transitions;       // [C, Pc]: added to, sequence after sequence; padding columns are undefined
+  double* counts;  // [C, Pc]: moves of transitions' gradient, added to, sequence after sequence;
+                   // padding columns are undefined
 };
 template <class T>
 size_t crf_grad_workspace(int64_t longest, int num_tags) {
