@@ -1,5 +1,8 @@
 """nn.BiLSTM against torch.nn.LSTM, in each form of batch; the NumPy oracle against both."""
 
+# Tensor.backward is untyped in torch.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 import copy
@@ -44,7 +47,7 @@ def torch_results(
 ) -> list[Tensor]:
     """Output and gradients (values, then parameters) of nn.LSTM on a PackedSequence."""
     values = values.detach().requires_grad_()
-    packed = pack_sequence(values.split(lengths), enforce_sorted=False)
+    packed = pack_sequence(list(torch.split(values, lengths)), enforce_sorted=False)
     padded, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True)
     out = torch.cat([row[:length] for row, length in zip(padded, lengths, strict=True)])
     grads = torch.autograd.grad(out, [values, *lstm.parameters()], weight)
@@ -128,7 +131,7 @@ def test_packed_sequence(lengths: list[int], enforce_sorted: bool) -> None:
         lengths = sorted(lengths, reverse=True)
     lstm, module = make_pair(7, 9, torch.float32)
     values = make_values(lengths, 7).requires_grad_()
-    packed = pack_sequence(values.split(lengths), enforce_sorted=enforce_sorted)
+    packed = pack_sequence(list(torch.split(values, lengths)), enforce_sorted=enforce_sorted)
     got = module(packed)
     assert isinstance(got, PackedSequence)
     want, _ = lstm(packed)
@@ -153,25 +156,22 @@ def test_padded(batch_first: bool, by: str) -> None:
     lengths = [4, 9, 0, 6]
     module = BiLSTM(7, 9, batch_first=batch_first)
     values = make_values(lengths, 7)
-    padded = pad_sequence(list(values.split(lengths)), batch_first=batch_first, padding_value=9e9)
-    padded.requires_grad_()
-    mask = torch.arange(9) < torch.tensor(lengths)[:, None]
-    mask = mask if batch_first else mask.t()
-    out = module(padded, **({"mask": mask} if by == "mask" else {"lengths": torch.tensor(lengths)}))
-    assert out.shape == (*padded.shape[:2], 18)
-    assert torch.equal(
-        out.transpose(0, 1)[mask.t()] if not batch_first else out[mask],
-        out_rows(module, values, lengths),
+    padded = pad_sequence(
+        list(torch.split(values, lengths)), batch_first=batch_first, padding_value=9e9
     )
+    padded.requires_grad_()
+    kept = torch.arange(9) < torch.tensor(lengths)[:, None]
+    mask = kept if batch_first else kept.t()
+    arguments = {"mask": mask} if by == "mask" else {"lengths": torch.tensor(lengths)}
+    out = module(padded, **arguments)
+    assert out.shape == (*padded.shape[:2], 18)
+    rows = out if batch_first else out.transpose(0, 1)
+    assert torch.equal(rows[kept], ragged_output(module, values, lengths))
     assert not out[~mask].any()
     out.sum().backward()
     assert padded.grad is not None
     assert not padded.grad[~mask].any()
     assert padded.grad[mask].any()
-
-
-def out_rows(module: BiLSTM, values: Tensor, lengths: list[int]) -> Tensor:
-    return ragged_output(module, values, lengths)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -305,7 +305,9 @@ def test_sees_a_changed_weight() -> None:
     optimizer.step()
     after = ragged_output(module, values, LENGTHS)
     assert not torch.equal(before, after)
-    want, _ = module.to_torch()(pack_sequence(values.split(LENGTHS), enforce_sorted=False))
+    want, _ = module.to_torch()(
+        pack_sequence(list(torch.split(values, LENGTHS)), enforce_sorted=False)
+    )
     padded, _ = pad_packed_sequence(want, batch_first=True)
     rows = torch.cat([row[:length] for row, length in zip(padded, LENGTHS, strict=True)])
     torch.testing.assert_close(after, rows, rtol=1e-5, atol=1e-6)
@@ -326,5 +328,7 @@ def test_compiles_whole(dynamic: bool | None) -> None:
         values, cu_seqlens = make_values(lengths, 7), cu_seqlens_of(torch.tensor(lengths))
         got, want = compiled(values, cu_seqlens), module(values, cu_seqlens)
         assert torch.equal(got, want)
-        grads = torch.autograd.grad(got.sum(), module.parameters())
-        assert all(map(torch.equal, grads, torch.autograd.grad(want.sum(), module.parameters())))
+        grads = torch.autograd.grad(got.sum(), list(module.parameters()))
+        assert all(
+            map(torch.equal, grads, torch.autograd.grad(want.sum(), list(module.parameters())))
+        )

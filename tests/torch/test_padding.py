@@ -1,5 +1,8 @@
 """pack_padded, unpack_padded and cu_seqlens_of: between padded and ragged batches."""
 
+# Tensor.backward is untyped in torch.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 from typing import Any
