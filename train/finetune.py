@@ -167,13 +167,15 @@ def fine_tune(
         "train": [_identity(c) for c in train],
         "dev": [_identity(c) for c in dev],
     }
-    if out.is_dir() and any(out.iterdir()):
-        return _finished_before(out, key)
     part = out.with_name(out.name + ".part")
-    _open_part(part, key)
-
+    if out.is_dir() and any(out.iterdir()):
+        record = _finished_before(out, key)
+        if _key_of(part) == key:  # killed between the last two steps
+            shutil.rmtree(part)
+        return record
     model.to(device)
     run = _Run(teacher, settings, part, train, dev, progress)
+    _open_part(part, key)
     run.go(on_epoch)
     record = _finish(run, out, name, key, command)
     shutil.rmtree(part)
@@ -514,24 +516,33 @@ def _finished_before(out: Path, key: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def _key_of(part: Path) -> object:
+    """The key in a working folder; None where there is no such folder or key."""
+    file = part / _KEY_FILE
+    if not file.is_file():
+        return None
+    try:
+        key: object = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: damaged ({error}); remove {part}") from None
+    return key
+
+
 def _open_part(part: Path, key: dict[str, Any]) -> None:
     """Make the working folder, or check that the one there belongs to this very run."""
-    key_file = part / _KEY_FILE
-    if key_file.is_file():
-        try:
-            old = json.loads(key_file.read_text("utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{key_file}: damaged ({error}); remove {part}") from None
+    old = _key_of(part)
+    if old is not None:
         if old != key:
             raise ValueError(
                 f"{part} holds an unfinished run that differs ({_difference(old, key)}); give "
                 "the same arguments to go on with it, or remove it"
             )
         return
-    if part.is_dir() and any(part.iterdir()):
+    half_written = part / (_KEY_FILE + ".part")
+    if part.is_dir() and any(file != half_written for file in part.iterdir()):
         raise ValueError(f"{part} exists and is no unfinished run of ours; remove it")
     part.mkdir(exist_ok=True)
-    runs.write_json(key_file, key)
+    runs.write_json(part / _KEY_FILE, key)
 
 
 def _difference(old: object, new: dict[str, Any]) -> str:
