@@ -79,8 +79,10 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         f"Weights: `{record['digest']}`",
         "",
         *(["```", shlex.join(record["command"]), "```", ""] if record["command"] else []),
-        f"{record['seconds']:,.0f} s on {machine['cpu']}, {machine['threads']} threads, "
-        f"{machine['isa']} kernels; {versions}.",
+        f"{record['stages']['labelling']:,.0f} s of labelling by the teacher, "
+        f"{record['stages']['training']:,.0f} s of training "
+        f"({record['pieces_per_second']:,} pieces/s) on {machine['cpu']}, "
+        f"{machine['threads']} threads, {machine['isa']} kernels; {versions}.",
         "",
     ]
     return "\n".join(lines)

@@ -15,6 +15,7 @@ PathLike: TypeAlias = "str | Path"
 HEADS = ("softmax", "crf")
 SCHEDULES = ("cosine", "linear")
 STORED = ("float32", "float16")
+EMBEDDING_STARTS = ("svd", "random")
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
@@ -116,6 +117,8 @@ class DistillConfig:
                 "labels_only trains on labels alone and takes no transfer text; "
                 f"transfer is {list(self.transfer)}"
             )
+        if self.label_map is not None:
+            object.__setattr__(self, "label_map", dict(self.label_map))
         parse_size(self.student)
         _one_of("head", self.head, HEADS)
         _one_of("pieces", self.pieces, ("all", "first"))

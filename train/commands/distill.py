@@ -11,7 +11,7 @@ from typing import Any
 from xdistil_fast.train import runs
 from xdistil_fast.train.config import HEADS, SCHEDULES, STORED, DistillConfig
 from xdistil_fast.train.corpora import load_label_map
-from xdistil_fast.train.distill import distill
+from xdistil_fast.train.distillation import distill
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
 

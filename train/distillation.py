@@ -11,18 +11,20 @@ was killed and started again ends with the same bytes as one that was not.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from xdistil_fast import _core
@@ -40,7 +42,7 @@ from xdistil_fast.train import checkpoint, embeddings, losses, runs
 from xdistil_fast.train.alignment import IGNORED, align, inside_of
 from xdistil_fast.train.cache import Batch, Cache, Texts, build_cache
 from xdistil_fast.train.card import model_card
-from xdistil_fast.train.config import DistillConfig, parse_size
+from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_size
 from xdistil_fast.train.corpora import Corpus, check_label_map, read_labelled
 from xdistil_fast.train.student import Student, tag_words
 from xdistil_fast.train.teacher import Teacher
@@ -79,6 +81,8 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         *(corpus.describe("dev") for corpus in dev),
         *texts.describe(),
     ]
+    from_file = config.embeddings not in EMBEDDING_STARTS
+    embeddings_digest = file_digest(config.embeddings) if from_file else None
     teacher = Teacher.from_pretrained(config.teacher)
     check_labels(teacher.labels, train, dev)
     # A moved teacher or file is still the same one: their digests decide.
@@ -89,12 +93,13 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         "teacher": teacher.digest(),
         "labels": teacher.labels,
         "data": data,
+        "embeddings_file": embeddings_digest,
     }
     if (record := checkpoint.finished_before(out, key)) is not None:
         return record
     part = out.with_name(out.name + ".part")
     checkpoint.open_part(part, key)
-    started = time.perf_counter()
+    clock = time.perf_counter()
     cache, cache_key = build_cache(
         Path(config.cache) if config.cache else part / _CACHE_FOLDER,
         teacher,
@@ -107,13 +112,14 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         expected=sum(int(entry["sentences"]) for entry in data if entry["role"] != "dev"),
         progress=config.progress,
     )
+    label_seconds = time.perf_counter() - clock
     table = teacher.word_piece_embeddings()
     vocabulary = cut_vocabulary(
         teacher.tokenizer, cache.piece_counts(len(table)), config.min_piece_count
     )
     run = _Run(config, teacher.labels, vocabulary, cache, dev, part)
     run.restore(lambda: _start_values(config, vocabulary, table))
-    run.seconds += time.perf_counter() - started
+    run.seconds["labelling"] += label_seconds
     run.go()
     return _finish(run, out, key, teacher, data, cache_key, command)
 
@@ -184,10 +190,10 @@ class _Run:
         self.sums = {"loss": 0.0, "hard": 0.0, "soft": 0.0}
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, embeddings.FloatArray] = {}
-        self.seconds = 0.0
+        self.seconds = {"labelling": 0.0, "training": 0.0}
 
-    def restore(self, start_values: Any) -> None:
-        """Make the student, from the checkpoint where there is one."""
+    def restore(self, start_values: Callable[[], embeddings.FloatArray]) -> None:
+        """Make the student, from the checkpoint where there is one, else from start values."""
         config = self.config
         embedding_size, hidden_size = parse_size(config.student)
         saved = checkpoint.load_checkpoint(self.part)
@@ -272,55 +278,74 @@ class _Run:
                 bar.update(self.cache.pieces * self.step // self.steps_per_epoch)
             while self.step < self.steps_per_epoch:
                 chosen = order[self.step * config.batch_size :][: config.batch_size]
-                pieces = self._step(self.cache.batch(chosen))
+                batch = self.cache.batch(chosen)
+                self._step(batch)
                 self.step += 1
                 bar.set_postfix(loss=f"{self.sums['loss'] / self.step:.4f}", refresh=False)
-                bar.update(pieces)
+                bar.update(len(batch.ids))
                 now = time.perf_counter()
                 if stop.asked or now - saved > 60 * config.checkpoint_minutes:
-                    self.seconds += now - started
+                    self.seconds["training"] += now - started
                     self.save()
                     started = saved = time.perf_counter()
                     if stop.asked:
                         raise KeyboardInterrupt(f"stopped after step {self.step}")
-        self.seconds += time.perf_counter() - started
+        self.seconds["training"] += time.perf_counter() - started
 
-    def _step(self, batch: Batch) -> int:
-        """One step of the optimiser; returns the number of the teacher's pieces in it."""
-        config = self.config
+    def _in_student_pieces(self, batch: Batch) -> tuple[Batch, npt.NDArray[np.bool_]]:
+        """A batch in the student's pieces, and on which of them the teacher has a say.
+
+        Where a teacher's piece is spelled with several, its logits are those of the first.
+        """
         ids, source = self.vocabulary.respell(batch.ids)
-        targets, logits, weights = batch.targets, batch.logits, None
-        cu_seqlens = batch.cu_seqlens
         heads = np.ones(len(ids), bool)
-        if len(ids) != len(batch.ids):
-            heads[1:] = source[1:] != source[:-1]
-            cu_seqlens = np.searchsorted(source, cu_seqlens).astype(np.int32)
-            targets, logits = targets[source], logits[source]
-            rest = np.where(targets == IGNORED, IGNORED, self.inside[np.maximum(targets, 0)])
-            targets = np.where(heads, targets, rest if config.pieces == "all" else IGNORED)
-        said = heads & batch.first[source] if config.pieces == "first" else heads
-        if not said.all():
-            weights = torch.from_numpy(said.astype(np.float32))
+        heads[1:] = source[1:] != source[:-1]
+        if heads.all():
+            own = dataclasses.replace(batch, ids=ids)
+        else:
+            targets = batch.targets[source]
+            rest = np.full_like(targets, IGNORED)
+            if self.config.pieces == "all":
+                rest = np.where(targets == IGNORED, IGNORED, self.inside[np.maximum(targets, 0)])
+            own = Batch(
+                ids=ids,
+                cu_seqlens=np.searchsorted(source, batch.cu_seqlens).astype(np.int32),
+                first=batch.first[source] & heads,
+                targets=np.where(heads, targets, rest),
+                logits=batch.logits[source],
+            )
+        return own, own.first if self.config.pieces == "first" else heads
+
+    def _losses(
+        self, batch: Batch, said: npt.NDArray[np.bool_], generator: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Hard and soft loss of a batch in the student's pieces."""
+        offsets = torch.from_numpy(batch.cu_seqlens)
+        emissions = self.student(torch.from_numpy(batch.ids), offsets, generator)
+        hard = soft = emissions.new_zeros(())
+        if self.config.hard_weight:
+            targets = torch.from_numpy(batch.targets)
+            if self.student.crf is None:
+                hard = losses.hard_loss(emissions, targets)
+            else:
+                hard = losses.crf_loss(self.student.crf, emissions, targets, offsets)
+        if self.config.soft:
+            weights = None if said.all() else torch.from_numpy(said.astype(np.float32))
+            soft = losses.logit_loss(emissions, torch.from_numpy(batch.logits), weights)
+        return hard, soft
+
+    def _step(self, batch: Batch) -> None:
+        """One step of the optimiser."""
+        config = self.config
         number = self.epoch * self.steps_per_epoch + self.step
         rate = config.lr * rate_factor(
             number, config.epochs * self.steps_per_epoch, config.warmup, config.schedule
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # Three numbers, that no step shares its generator with the shuffle of an epoch.
         generator = np.random.default_rng([config.seed, number, 1])
-        offsets = torch.from_numpy(cu_seqlens)
-        emissions = self.student(torch.from_numpy(ids), offsets, generator)
-        gold = torch.from_numpy(targets)
-        zero = emissions.new_zeros(())
-        hard = soft = zero
-        if config.hard_weight:
-            hard = (
-                losses.hard_loss(emissions, gold)
-                if self.student.crf is None
-                else losses.crf_loss(self.student.crf, emissions, gold, offsets)
-            )
-        if config.soft:
-            soft = losses.logit_loss(emissions, torch.from_numpy(logits), weights)
+        hard, soft = self._losses(*self._in_student_pieces(batch), generator)
         loss = config.hard_weight * hard + config.soft_weight * soft
         values = {"loss": loss.item(), "hard": hard.item(), "soft": soft.item()}
         if not math.isfinite(values["loss"]):
@@ -329,13 +354,12 @@ class _Run:
                 f"a lower learning rate than {config.lr:g} may help"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         if config.clip:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
         self.optimizer.step()
         for name, value in values.items():
             self.sums[name] += value
-        return len(batch.ids)
 
     def stored(self, tensors: dict[str, Any] | None = None) -> dict[str, npt.NDArray[Any]]:
         """Weights as they are stored: the table perhaps in half precision."""
@@ -412,11 +436,13 @@ def _finish(
         settings={**key["settings"], "teacher": Path(config.teacher).name},
         metrics={**metrics, "bytes": sum(file.stat().st_size for file in folder.iterdir())},
         data=data,
-        seconds=run.seconds,
+        seconds=sum(run.seconds.values()),
         digest=file_digest(folder / WEIGHTS_FILE),
         threads=torch.get_num_threads(),
         labels=run.labels,
         history=run.history,
+        stages={name: round(value, 3) for name, value in run.seconds.items()},
+        pieces_per_second=round(config.epochs * run.cache.pieces / run.seconds["training"]),
         cache=cache_key,
         key=key,
     )

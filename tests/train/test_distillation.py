@@ -25,12 +25,13 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from xdistil_fast.model_io import load_folder
 from xdistil_fast.scoring import score
 from xdistil_fast.tagger import Tagger
-from xdistil_fast.train import distill as module
+from xdistil_fast.train import distillation as module
+from xdistil_fast.train import runs
 from xdistil_fast.train.cache import Cache
 from xdistil_fast.train.commands import distill as command
 from xdistil_fast.train.config import DistillConfig, parse_size
 from xdistil_fast.train.corpora import read_labelled
-from xdistil_fast.train.distill import distill, rate_factor
+from xdistil_fast.train.distillation import distill, rate_factor
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 PEOPLE = ["Ilsa Vore", "Tam Okko", "Runa Belt", "Odd Marl", "Pia"]
@@ -348,6 +349,21 @@ def test_rare_pieces_make_a_smaller_student(inputs: dict[str, Any], tmp_path: Pa
     assert sizes[1] < sizes[0]
 
 
+def test_start_values_from_a_file_belong_to_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "start.npy"
+    config = make_config(inputs, tmp_path / "s", embeddings=str(path), epochs=1)
+    with pytest.raises(OSError, match=r"start\.npy"):
+        distill(config)
+    assert not (tmp_path / "s.part").exists()
+    table = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
+    np.save(path, table)
+    distill(config)
+    assert distill(config)["settings"]["embeddings"] == str(path)
+    np.save(path, 2 * table)
+    with pytest.raises(ValueError, match=r"another run \(embeddings_file: "):
+        distill(config)
+
+
 def test_label_map_is_applied(inputs: dict[str, Any], tmp_path: Path) -> None:
     rows = [(w, [t.replace("PER", "person") for t in tags]) for w, tags in sentences(30, 1)]
     files = {**inputs, "train": [write_conll(tmp_path / "t.conll", rows)]}
@@ -471,7 +487,7 @@ def test_command_line(
     weights = "model.safetensors"
     assert (tmp_path / "student" / weights).read_bytes() == (unbroken / weights).read_bytes()
     record = json.loads((tmp_path / "student" / "run.json").read_text("utf-8"))
-    assert record["command"] == ["xdistil", *args]
+    assert record["command"] == runs.command_line(parsed)
     assert re.search(r"dev F1 \d+\.\d\d after epoch \d", capsys.readouterr().out)
 
 
