@@ -119,7 +119,9 @@ def parse_config(text: str, where: str | os.PathLike[str] = CONFIG_FILE) -> Mode
     raw = _parse_json(text, where)
     if not isinstance(raw, dict):
         fail(where, f"holds {type(raw).__name__}; it must be a JSON object")
-    # First: of a newer format nothing else can be judged.
+    if "format_version" not in raw and "model_type" in raw:
+        fail(where, "is of a transformers model; make a student of it first: xdistil distill")
+    # Before anything else: of a newer format nothing else can be judged.
     version = raw.get("format_version")
     if type(version) is not int or version < 1:
         fail(where, f"format_version is {show(version)}; it must be a positive integer")

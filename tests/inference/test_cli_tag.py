@@ -502,21 +502,22 @@ def start(softmax_folder: Path) -> Iterator[Any]:
         process.communicate()
 
 
-def wait_for(path: Path, size: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+def wait_for_records(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Waits until the run has noted its first records."""
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        if path.exists() and path.stat().st_size > size:
+        if path.exists() and json.loads(path.read_text())["records"] > 0:
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    raise AssertionError(f"{path} did not grow")
+    raise AssertionError(f"{path} notes no records")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_stopped_half_way(start: Any, run: Any, sentences: tuple[str, ...], how: int) -> None:
     write_lines("in.txt", list(sentences) * 20_000)
     process = start("in.txt", "-o", "out", "--threads", "1")
-    wait_for(Path("out.part"), 100_000, process)
+    wait_for_records(Path("out.part.json"), process)
     process.send_signal(how)
     _, err = process.communicate()
     assert process.returncode == (130 if how == signal.SIGINT else -how)
@@ -559,10 +560,11 @@ def test_closed_pipe(start: Any) -> None:
 
 
 def test_memory_stays_flat(start: Any, tmp_path: Path) -> None:
-    """Four times the input takes no more memory: neither it nor the results are held."""
+    """Five times the input takes no more memory: neither it nor the results are held."""
+    line = "Ada wrote. " + "\u0301" * 3000  # marks make no pieces, so this is quick
     peaks = []
-    for copies in (20_000, 80_000):
-        write_lines("in.txt", ["Ada wrote."] * copies)
+    for copies in (1_000, 5_000):
+        write_lines("in.txt", [line] * copies)
         process = start("in.txt", "-o", "out", "--threads", "1", "--quiet")
         _, status, usage = os.wait4(process.pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0

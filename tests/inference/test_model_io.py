@@ -162,6 +162,7 @@ def test_only_four_names_are_opened(copy: Path, monkeypatch: pytest.MonkeyPatch)
         (b'{"a":' * 100_000, "nested too deep"),
         (b'{"vocab_size": ' + b"9" * 10_000 + b"}", "not valid JSON"),
         (b"{}", "format_version is None"),
+        (b'{"model_type": "bert"}', "is of a transformers model; make a student of it first"),
     ],
 )
 def test_config_is_not_json(copy: Path, content: bytes, message: str) -> None:
