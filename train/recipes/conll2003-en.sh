@@ -13,8 +13,7 @@ set -eu
 data=$1
 out=$2
 base=${BASE:-sentence-transformers/all-MiniLM-L6-v2}
-transfer=${TRANSFER:-wikineural/en/train.conll.gz wikiann/en/train.conll.gz
-  reuters-c50/unlabeled.txt.gz}
+transfer=${TRANSFER:-wikineural/en/train.conll.gz reuters-c50/unlabeled.txt.gz}
 xdistil=${XDISTIL:-xdistil}
 mkdir -p "$out"
 

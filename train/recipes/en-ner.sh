@@ -4,7 +4,7 @@
 #   BASE=path/to/MiniLM en-ner.sh DATA_ROOT OUT
 #
 # DATA_ROOT holds <set>/<language>/{train,dev,test}.conll.gz (wnut17/en, uner/en, crossner/<domain>,
-# wikigold/en, wikineural/en, wikiann/en) and <set>/unlabeled.txt.gz. The labelled sets have licences
+# wikigold/en, wikineural/en) and <set>/unlabeled.txt.gz. The labelled sets have licences
 # that let the weights be published: uner/en CC BY-SA 4.0, wnut17 CC BY 4.0, crossner MIT. Teacher,
 # student and scores come to lie in OUT. Started again, it goes on where it was.
 #
@@ -15,9 +15,7 @@ set -eu
 data=$1
 out=$2
 base=${BASE:-sentence-transformers/all-MiniLM-L6-v2}
-transfer=${TRANSFER:-wikineural/en/train.conll.gz wikiann/en/train.conll.gz
-  bbc-news/unlabeled.txt.gz reuters-c50/unlabeled.txt.gz reuters21578/unlabeled.txt.gz
-  newstest/en.txt.gz}
+transfer=${TRANSFER:-wikineural/en/train.conll.gz bbc-news/unlabeled.txt.gz}
 xdistil=${XDISTIL:-xdistil}
 map=$(dirname "$0")/en-ner.labels.json
 mkdir -p "$out"
@@ -31,8 +29,10 @@ texts=
 for file in $transfer; do texts="$texts $data/$file"; done
 
 labelled="$data/uner/en/train.conll.gz $data/wnut17/en/train.conll.gz"
-for domain in ai literature music politics science; do
-  labelled="$labelled $data/crossner/$domain/train.conll.gz $data/crossner/$domain/dev.conll.gz"
+for split in train dev; do
+  for domain in ai literature music politics science; do
+    labelled="$labelled $data/crossner/$domain/$split.conll.gz"
+  done
 done
 dev="$data/uner/en/dev.conll.gz $data/wnut17/en/dev.conll.gz"
 
