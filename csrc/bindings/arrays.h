@@ -1,5 +1,5 @@
-// NumPy arrays as checked pointers. Nothing is converted or copied: an array of another type, shape or
-// layout than asked for is refused by name.
+// NumPy arrays as checked pointers. Nothing is converted or copied: an array of another type, shape
+// or layout than asked for is refused by name.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -26,7 +26,8 @@ inline std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-inline py::array checked_array(const py::handle& object, const char* name, const std::vector<int64_t>& shape) {
+inline py::array checked_array(const py::handle& object, const char* name,
+                               const std::vector<int64_t>& shape) {
   if (!py::isinstance<py::array>(object))
     throw py::type_error(std::string(name) + ": got " +
                          py::str(py::type::of(object).attr("__name__")).cast<std::string>() +
@@ -44,8 +45,9 @@ inline py::array checked_array(const py::handle& object, const char* name, const
 template <class T>
 void check_dtype(const py::array& array, const char* name) {
   if (!array.dtype().is(py::dtype::of<T>()) && !array.dtype().equal(py::dtype::of<T>()))
-    throw py::type_error(std::string(name) + ": has dtype " + py::str(array.dtype()).cast<std::string>() +
-                         ", must be " + py::str(py::dtype::of<T>()).cast<std::string>());
+    throw py::type_error(std::string(name) + ": has dtype " +
+                         py::str(array.dtype()).cast<std::string>() + ", must be " +
+                         py::str(py::dtype::of<T>()).cast<std::string>());
 }
 
 // A view of `object` as an input of the given shape; [i] of `shape` may be kAny.
@@ -81,15 +83,16 @@ inline void check_no_overlap(const py::array& out, const char* out_name, const p
                              const char* in_name) {
   const char* a = static_cast<const char*>(out.data());
   const char* b = static_cast<const char*>(in.data());
-  XDF_CHECK(out.nbytes() == 0 || in.nbytes() == 0 || a + out.nbytes() <= b || b + in.nbytes() <= a, out_name,
-            ": must not share memory with ", in_name);
+  XDF_CHECK(out.nbytes() == 0 || in.nbytes() == 0 || a + out.nbytes() <= b || b + in.nbytes() <= a,
+            out_name, ": must not share memory with ", in_name);
 }
 
-// An output must not share memory with an input, which may still be read when it is written, nor with
-// another output.
+// An output must not share memory with an input, which may still be read when it is written, nor
+// with another output.
 inline void check_no_overlap(const std::vector<Named>& outputs, const std::vector<Named>& inputs) {
   for (size_t n = 0; n < outputs.size(); ++n) {
-    for (const Named& in : inputs) check_no_overlap(outputs[n].array, outputs[n].name, in.array, in.name);
+    for (const Named& in : inputs)
+      check_no_overlap(outputs[n].array, outputs[n].name, in.array, in.name);
     for (size_t m = 0; m < n; ++m)
       check_no_overlap(outputs[n].array, outputs[n].name, outputs[m].array, outputs[m].name);
   }
@@ -99,7 +102,8 @@ inline void check_no_overlap(const std::vector<Named>& outputs, const std::vecto
 inline In<int32_t> cu_seqlens_input(const py::handle& object, int64_t total) {
   In<int32_t> cu(object, "cu_seqlens", {kAny});
   const int64_t n = cu.dim(0);
-  XDF_CHECK(n >= 1, "cu_seqlens: is empty, must have one element more than the batch has sequences");
+  XDF_CHECK(n >= 1,
+            "cu_seqlens: is empty, must have one element more than the batch has sequences");
   XDF_CHECK(cu.data()[0] == 0, "cu_seqlens: starts with ", cu.data()[0], ", must start with 0");
   for (int64_t b = 1; b < n; ++b)
     XDF_CHECK(cu.data()[b] >= cu.data()[b - 1], "cu_seqlens: descends at position ", b, " (",
@@ -110,7 +114,8 @@ inline In<int32_t> cu_seqlens_input(const py::handle& object, int64_t total) {
 }
 
 inline int checked_threads(int threads) {
-  XDF_CHECK(threads >= 0 && threads <= 4096, "threads: got ", threads, ", must be 0 (all cores) to 4096");
+  XDF_CHECK(threads >= 0 && threads <= 4096, "threads: got ", threads,
+            ", must be 0 (all cores) to 4096");
   return threads;
 }
 

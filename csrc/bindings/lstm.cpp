@@ -13,7 +13,8 @@
 namespace xdf {
 namespace {
 
-constexpr int64_t kMaxSize = 1 << 20;   // of I, H, E and features: far above any use, far below overflow
+constexpr int64_t kMaxSize =
+    1 << 20;  // of I, H, E and features: far above any use, far below overflow
 
 template <class T>
 using Shared = std::shared_ptr<const T>;
@@ -52,11 +53,13 @@ PyBiLstmWeights make_bilstm_weights(const py::sequence& arrays, bool training) {
     using T = decltype(zero);
     const In<T> w_ih(arrays[0], "weights[0] (w_ih)", {kAny, kAny});
     const int64_t H = w_ih.dim(0) / 4, I = w_ih.dim(1);
-    XDF_CHECK(H > 0 && w_ih.dim(0) % 4 == 0 && H <= kMaxSize, "weights[0] (w_ih): has ", w_ih.dim(0),
-              " rows, must be 4 * hidden_size with hidden_size from 1 to ", kMaxSize);
-    XDF_CHECK(I > 0 && I <= kMaxSize, "weights[0] (w_ih): has ", I, " columns, must be 1 to ", kMaxSize);
+    XDF_CHECK(H > 0 && w_ih.dim(0) % 4 == 0 && H <= kMaxSize, "weights[0] (w_ih): has ",
+              w_ih.dim(0), " rows, must be 4 * hidden_size with hidden_size from 1 to ", kMaxSize);
+    XDF_CHECK(I > 0 && I <= kMaxSize, "weights[0] (w_ih): has ", I, " columns, must be 1 to ",
+              kMaxSize);
     const In<T> w_hh(arrays[1], "weights[1] (w_hh)", {4 * H, H});
-    const In<T> b_ih(arrays[2], "weights[2] (b_ih)", {4 * H}), b_hh(arrays[3], "weights[3] (b_hh)", {4 * H});
+    const In<T> b_ih(arrays[2], "weights[2] (b_ih)", {4 * H}),
+        b_hh(arrays[3], "weights[3] (b_hh)", {4 * H});
     const In<T> w_ih_r(arrays[4], "weights[4] (w_ih_reverse)", {4 * H, I});
     const In<T> w_hh_r(arrays[5], "weights[5] (w_hh_reverse)", {4 * H, H});
     const In<T> b_ih_r(arrays[6], "weights[6] (b_ih_reverse)", {4 * H});
@@ -119,9 +122,9 @@ void backward(const PyBiLstmWeights& self, const py::object& x, const py::object
       grad_x_view.emplace(grad_x, "grad_x", std::vector<int64_t>{total, I});
       grad_x_data = grad_x_view->data();
     }
-    static const char* const names[6] = {"grad_weights w_ih",           "grad_weights w_hh",
-                                         "grad_weights b",              "grad_weights (reverse) w_ih",
-                                         "grad_weights (reverse) w_hh", "grad_weights (reverse) b"};
+    static const char* const names[6] = {
+        "grad_weights w_ih",           "grad_weights w_hh",           "grad_weights b",
+        "grad_weights (reverse) w_ih", "grad_weights (reverse) w_hh", "grad_weights (reverse) b"};
     Out<T> grads_out[6] = {
         {grad_weights[0], names[0], {4 * H, I}}, {grad_weights[1], names[1], {4 * H, H}},
         {grad_weights[2], names[2], {4 * H}},    {grad_weights[3], names[3], {4 * H, I}},
@@ -130,7 +133,8 @@ void backward(const PyBiLstmWeights& self, const py::object& x, const py::object
     std::vector<Named> outputs{{reserve_out.array, "reserve"}};
     if (grad_x_view) outputs.push_back({grad_x_view->array, "grad_x"});
     for (size_t n = 0; n < 6; ++n) outputs.push_back({grads_out[n].array, names[n]});
-    check_no_overlap(outputs, {{x_in.array, "x"}, {out_in.array, "out"}, {grad_in.array, "grad_out"}});
+    check_no_overlap(outputs,
+                     {{x_in.array, "x"}, {out_in.array, "out"}, {grad_in.array, "grad_out"}});
     const LstmGrads<T> grads[2] = {{grads_out[0].data(), grads_out[1].data(), grads_out[2].data()},
                                    {grads_out[3].data(), grads_out[4].data(), grads_out[5].data()}};
     T* reserve_data = reserve_out.data();
@@ -169,8 +173,8 @@ void linear(const PyLinearWeights& self, const py::object& x, const py::object& 
 
 void check_ids(const In<int32_t>& ids, int64_t vocab_size) {
   for (int64_t t = 0; t < ids.dim(0); ++t)
-    XDF_CHECK(ids.data()[t] >= 0 && ids.data()[t] < vocab_size, "ids: has ", ids.data()[t], " at position ",
-              t, ", must be 0 to ", vocab_size - 1);
+    XDF_CHECK(ids.data()[t] >= 0 && ids.data()[t] < vocab_size, "ids: has ", ids.data()[t],
+              " at position ", t, ", must be 0 to ", vocab_size - 1);
 }
 
 void gather(const py::object& table, const py::object& ids, const py::object& out, int threads) {
@@ -184,8 +188,8 @@ void gather(const py::object& table, const py::object& ids, const py::object& ou
     check_ids(ids_in, table_in.dim(0));
     T* out_data = out_view.data();
     const py::gil_scoped_release release;
-    embedding_gather(table_in.data(), static_cast<int>(table_in.dim(1)), ids_in.data(), ids_in.dim(0),
-                     out_data, threads);
+    embedding_gather(table_in.data(), static_cast<int>(table_in.dim(1)), ids_in.data(),
+                     ids_in.dim(0), out_data, threads);
   });
 }
 
@@ -209,7 +213,8 @@ void gather_grad(const py::object& ids, const py::object& grad_out, const py::ob
 
 template <class W>
 py::dtype dtype_of(const W& self) {
-  return self.visit([](const auto& w) -> py::dtype { return py::dtype::of<real_of<decltype(w)>>(); });
+  return self.visit(
+      [](const auto& w) -> py::dtype { return py::dtype::of<real_of<decltype(w)>>(); });
 }
 
 }  // namespace
@@ -218,17 +223,24 @@ void register_lstm(py::module_& m) {
   using namespace py::literals;
   py::class_<PyBiLstmWeights>(m, "BiLSTMWeights")
       .def(py::init(&make_bilstm_weights), "weights"_a, "training"_a = false)
-      .def_property_readonly(
-          "input_size", [](const PyBiLstmWeights& w) { return w.visit([](const auto& x) { return x.input_size(); }); })
-      .def_property_readonly(
-          "hidden_size", [](const PyBiLstmWeights& w) { return w.visit([](const auto& x) { return x.hidden_size(); }); })
-      .def_property_readonly(
-          "nbytes", [](const PyBiLstmWeights& w) { return w.visit([](const auto& x) { return x.nbytes(); }); })
+      .def_property_readonly("input_size",
+                             [](const PyBiLstmWeights& w) {
+                               return w.visit([](const auto& x) { return x.input_size(); });
+                             })
+      .def_property_readonly("hidden_size",
+                             [](const PyBiLstmWeights& w) {
+                               return w.visit([](const auto& x) { return x.hidden_size(); });
+                             })
+      .def_property_readonly("nbytes",
+                             [](const PyBiLstmWeights& w) {
+                               return w.visit([](const auto& x) { return x.nbytes(); });
+                             })
       .def_property_readonly("dtype", &dtype_of<PyBiLstmWeights>);
   m.def(
       "bilstm_forward",
       [](const PyBiLstmWeights& weights, const py::object& x, const py::object& cu_seqlens,
-         const py::object& out, int threads) { forward(weights, x, cu_seqlens, out, py::none(), threads); },
+         const py::object& out,
+         int threads) { forward(weights, x, cu_seqlens, out, py::none(), threads); },
       "weights"_a, "x"_a, "cu_seqlens"_a, "out"_a, "threads"_a = 0);
   m.def("bilstm_forward_train", &forward, "weights"_a, "x"_a, "cu_seqlens"_a, "out"_a, "reserve"_a,
         "threads"_a = 0);
@@ -246,12 +258,18 @@ void register_lstm(py::module_& m) {
 
   py::class_<PyLinearWeights>(m, "LinearWeights")
       .def(py::init(&make_linear_weights), "weight"_a, "bias"_a = py::none())
-      .def_property_readonly(
-          "in_features", [](const PyLinearWeights& w) { return w.visit([](const auto& x) { return x.in_features(); }); })
-      .def_property_readonly(
-          "out_features", [](const PyLinearWeights& w) { return w.visit([](const auto& x) { return x.out_features(); }); })
-      .def_property_readonly(
-          "nbytes", [](const PyLinearWeights& w) { return w.visit([](const auto& x) { return x.nbytes(); }); })
+      .def_property_readonly("in_features",
+                             [](const PyLinearWeights& w) {
+                               return w.visit([](const auto& x) { return x.in_features(); });
+                             })
+      .def_property_readonly("out_features",
+                             [](const PyLinearWeights& w) {
+                               return w.visit([](const auto& x) { return x.out_features(); });
+                             })
+      .def_property_readonly("nbytes",
+                             [](const PyLinearWeights& w) {
+                               return w.visit([](const auto& x) { return x.nbytes(); });
+                             })
       .def_property_readonly("dtype", &dtype_of<PyLinearWeights>);
   m.def("linear", &linear, "weights"_a, "x"_a, "out"_a, "threads"_a = 0);
   m.def("embedding_gather", &gather, "table"_a, "ids"_a, "out"_a, "threads"_a = 0);

@@ -1,10 +1,10 @@
 // exp, tanh and the logistic function, lane by lane.
 //
 // float: tanh(x) = x P(x^2) / Q(x^2) with P of degree 5 and Q of degree 4, a minimax fit of the
-// relative error on |x| <= 9 (fit error 4e-9, below half a unit in the last place); beyond 9 tanh is
-// 1 in float. sigmoid(x) = (1 + tanh(x / 2)) / 2. exp(x) = 2^n exp(r), |r| <= ln(2)/2, with ln 2 split in
-// two for an exact reduction and a Taylor polynomial of degree 7 (remainder 5e-9).
-// double: the C library's, because double is the reference precision and not a fast path.
+// relative error on |x| <= 9 (fit error 4e-9, below half a unit in the last place); beyond 9 tanh
+// is 1 in float. sigmoid(x) = (1 + tanh(x / 2)) / 2. exp(x) = 2^n exp(r), |r| <= ln(2)/2, with ln 2
+// split in two for an exact reduction and a Taylor polynomial of degree 7 (remainder 5e-9). double:
+// the C library's, because double is the reference precision and not a fast path.
 #pragma once
 
 #include <math.h>

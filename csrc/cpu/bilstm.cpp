@@ -154,8 +154,8 @@ BiLstmWeights<T>::BiLstmWeights(const Direction& forward, const Direction& rever
 }
 
 template <class T>
-void bilstm_forward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens, int batch,
-                    T* out, T* reserve, int threads) {
+void bilstm_forward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens,
+                    int batch, T* out, T* reserve, int threads) {
   if (threads <= 0) threads = default_threads();
   const int H = weights.hidden_size();
   const Plan plan(cu_seqlens, batch, threads);
@@ -165,16 +165,17 @@ void bilstm_forward(const BiLstmWeights<T>& weights, const T* x, const int32_t* 
       thread_workspace<T>(size * static_cast<size_t>(parallel_slots(plan.tasks(), threads)));
   parallel_for(plan.tasks(), threads, [&](int task, int slot) {
     const int d = Plan::direction(task);
-    weights.table().lstm_forward({weights.direction(d), plan.group(task), x, out + d * H, 2 * H,
-                                  reserve == nullptr ? nullptr : reserve + static_cast<size_t>(d) * reserve_direction,
-                                  workspace + static_cast<size_t>(slot) * size});
+    weights.table().lstm_forward(
+        {weights.direction(d), plan.group(task), x, out + d * H, 2 * H,
+         reserve == nullptr ? nullptr : reserve + static_cast<size_t>(d) * reserve_direction,
+         workspace + static_cast<size_t>(slot) * size});
   });
 }
 
 template <class T>
-void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens, int batch,
-                     const T* out, T* reserve, const T* grad_out, T* grad_x, const LstmGrads<T>* grads,
-                     int threads) {
+void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens,
+                     int batch, const T* out, T* reserve, const T* grad_out, T* grad_x,
+                     const LstmGrads<T>* grads, int threads) {
   if (threads <= 0) threads = default_threads();
   const KernelTable<T>& table = weights.table();
   const int H = weights.hidden_size();
@@ -207,10 +208,12 @@ void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t*
       const int rows = static_cast<int>(std::min<int64_t>(kRows, total - start));
       for (int d = 0; d < 2; ++d) {
         for (int r = 0; r < rows; ++r) {
-          a_rows[r] = reserve + static_cast<size_t>(d) * reserve_direction + (start + r) * reserve_row;
+          a_rows[r] =
+              reserve + static_cast<size_t>(d) * reserve_direction + (start + r) * reserve_row;
           c_rows[r] = grad_x + (start + r) * I;
         }
-        table.gemm({a_rows, 1, rows, {weights.direction(d).input_t, m_total, I}, c_rows, nullptr, d == 1});
+        table.gemm(
+            {a_rows, 1, rows, {weights.direction(d).input_t, m_total, I}, c_rows, nullptr, d == 1});
       }
     });
   }
@@ -229,7 +232,8 @@ void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t*
   const int blocks = m_total / block;
   const int parts = std::max(1, std::min(blocks, (threads + 1) / 2));  // of the gate columns
   const size_t size = lstm_weight_grad_workspace(std::max(I, H));
-  T* workspace = thread_workspace<T>(size * static_cast<size_t>(parallel_slots(2 * parts, threads)));
+  T* workspace =
+      thread_workspace<T>(size * static_cast<size_t>(parallel_slots(2 * parts, threads)));
   parallel_for(2 * parts, threads, [&](int task, int slot) {
     const int d = task & 1, part = task / 2;
     LstmWeightGradArgs<T> args{reserve + static_cast<size_t>(d) * reserve_direction,
@@ -252,15 +256,18 @@ void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t*
 }
 
 template <class T>
-LinearWeights<T>::LinearWeights(const T* weight, const T* bias, int N, int K) : table_(kernels<T>()) {
+LinearWeights<T>::LinearWeights(const T* weight, const T* bias, int N, int K)
+    : table_(kernels<T>()) {
   const int lanes = table_.lanes;
   const int padded = round_up(N, lanes);
   T* to = memory_.reserve(packed_size(K, N, lanes) + static_cast<size_t>(padded));
   matrix_ = {to, K, N};
   std::vector<T> transposed(static_cast<size_t>(K) * static_cast<size_t>(N));
   for (ptrdiff_t n = 0; n < N; ++n)
-    for (ptrdiff_t k = 0; k < K; ++k) transposed[static_cast<size_t>(k * N + n)] = weight[n * K + k];
-  T* packed_bias = pack_panels(to, K, N, lanes, [&](int k) { return transposed.data() + static_cast<ptrdiff_t>(k) * N; });
+    for (ptrdiff_t k = 0; k < K; ++k)
+      transposed[static_cast<size_t>(k * N + n)] = weight[n * K + k];
+  T* packed_bias = pack_panels(
+      to, K, N, lanes, [&](int k) { return transposed.data() + static_cast<ptrdiff_t>(k) * N; });
   for (int n = 0; n < padded; ++n) packed_bias[n] = bias != nullptr && n < N ? bias[n] : T(0);
   bias_ = packed_bias;
 }
@@ -297,10 +304,11 @@ void embedding_gather(const T* table, int embedding_size, const int32_t* ids, in
 template <class T>
 void embedding_grad(const int32_t* ids, const T* grad_out, int64_t total, int embedding_size,
                     int64_t vocab_size, T* grad_table, int threads) {
-  // Each task owns a range of ids and passes over all positions: no two tasks touch the same row, and
-  // a row's sum is in the order of positions.
+  // Each task owns a range of ids and passes over all positions: no two tasks touch the same row,
+  // and a row's sum is in the order of positions.
   const ptrdiff_t E = embedding_size;
-  const int parts = static_cast<int>(std::min<int64_t>(std::max<int64_t>(vocab_size, 1), parallel_slots(64, threads)));
+  const int parts = static_cast<int>(
+      std::min<int64_t>(std::max<int64_t>(vocab_size, 1), parallel_slots(64, threads)));
   parallel_for(parts, threads, [&](int part, int) {
     const int64_t begin = vocab_size * part / parts, end = vocab_size * (part + 1) / parts;
     std::fill(grad_table + begin * E, grad_table + end * E, T(0));
@@ -313,13 +321,14 @@ void embedding_grad(const int32_t* ids, const T* grad_out, int64_t total, int em
   });
 }
 
-#define XDF_INSTANTIATE(T)                                                                               \
-  template class BiLstmWeights<T>;                                                                       \
-  template class LinearWeights<T>;                                                                       \
-  template void bilstm_forward(const BiLstmWeights<T>&, const T*, const int32_t*, int, T*, T*, int);     \
-  template void bilstm_backward(const BiLstmWeights<T>&, const T*, const int32_t*, int, const T*, T*,    \
-                                const T*, T*, const LstmGrads<T>*, int);                                 \
-  template void embedding_gather(const T*, int, const int32_t*, int64_t, T*, int);                       \
+#define XDF_INSTANTIATE(T)                                                                        \
+  template class BiLstmWeights<T>;                                                                \
+  template class LinearWeights<T>;                                                                \
+  template void bilstm_forward(const BiLstmWeights<T>&, const T*, const int32_t*, int, T*, T*,    \
+                               int);                                                              \
+  template void bilstm_backward(const BiLstmWeights<T>&, const T*, const int32_t*, int, const T*, \
+                                T*, const T*, T*, const LstmGrads<T>*, int);                      \
+  template void embedding_gather(const T*, int, const int32_t*, int64_t, T*, int);                \
   template void embedding_grad(const int32_t*, const T*, int64_t, int, int64_t, T*, int);
 XDF_INSTANTIATE(float)
 XDF_INSTANTIATE(double)

@@ -1,5 +1,5 @@
-// A bidirectional LSTM layer over a ragged batch: packs weights, cuts the batch into kernel calls and
-// runs them on the thread pool. Arguments are checked by the bindings.
+// A bidirectional LSTM layer over a ragged batch: packs weights, cuts the batch into kernel calls
+// and runs them on the thread pool. Arguments are checked by the bindings.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,8 @@ namespace xdf {
 template <class T>
 class BiLstmWeights {
  public:
-  // Weights of one direction in torch.nn.LSTM's layout: w_ih [4H, I], w_hh [4H, H], b_ih [4H], b_hh [4H].
+  // Weights of one direction in torch.nn.LSTM's layout: w_ih [4H, I], w_hh [4H, H], b_ih [4H], b_hh
+  // [4H].
   struct Direction {
     const T *w_ih, *w_hh, *b_ih, *b_hh;
   };
@@ -38,10 +39,11 @@ class BiLstmWeights {
 
 // out [total, 2H] from x [total, I]. reserve: lstm_reserve_size(total, H) elements, or null.
 template <class T>
-void bilstm_forward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens, int batch,
-                    T* out, T* reserve, int threads);
+void bilstm_forward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens,
+                    int batch, T* out, T* reserve, int threads);
 
-// Gradients of one direction, written: w_ih [4H, I], w_hh [4H, H], b [4H] (of b_ih and of b_hh alike).
+// Gradients of one direction, written: w_ih [4H, I], w_hh [4H, H], b [4H] (of b_ih and of b_hh
+// alike).
 template <class T>
 struct LstmGrads {
   T *w_ih, *w_hh, *b;
@@ -49,9 +51,9 @@ struct LstmGrads {
 
 // grad_x [total, I] may be null. reserve is what bilstm_forward filled; it is overwritten.
 template <class T>
-void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens, int batch,
-                     const T* out, T* reserve, const T* grad_out, T* grad_x, const LstmGrads<T>* grads,
-                     int threads);
+void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens,
+                     int batch, const T* out, T* reserve, const T* grad_out, T* grad_x,
+                     const LstmGrads<T>* grads, int threads);
 
 // A weight matrix [N, K] with bias [N] or null, packed for `linear`.
 template <class T>

@@ -7,9 +7,9 @@
 
 namespace xdf {
 
-#define XDF_DECLARE_ISA(isa)                    \
-  namespace isa {                               \
-  extern const KernelTable<float> table_float;  \
+#define XDF_DECLARE_ISA(isa)                     \
+  namespace isa {                                \
+  extern const KernelTable<float> table_float;   \
   extern const KernelTable<double> table_double; \
   }
 XDF_DECLARE_ISA(generic)
@@ -98,7 +98,9 @@ std::vector<std::string> isas_available() {
   return names;
 }
 
-std::string active_isa() { return current().name; }
+std::string active_isa() {
+  return current().name;
+}
 
 void set_isa(const std::string& name) {
   active.store(&find_available(name, "set_isa"), std::memory_order_release);

@@ -5,14 +5,14 @@
 //   c_t = sigmoid(a_f) c_{t-1} + sigmoid(a_i) tanh(a_g)
 //   h_t = sigmoid(a_o) tanh(c_t)
 //
-// Work per token: 4H (I + H) multiply-adds and 5 transcendental functions a unit. Weights are packed so
-// that a tile's four registers are the four gates of the same hidden units: the gates never leave
-// registers before h and c are done. The input half is a plain product over a chunk of steps at a time,
-// so that W_ih is fetched once a chunk; the recurrent half runs step by step, all rows of the group
-// passing over one block of units while its weights lie in L1.
+// Work per token: 4H (I + H) multiply-adds and 5 transcendental functions a unit. Weights are
+// packed so that a tile's four registers are the four gates of the same hidden units: the gates
+// never leave registers before h and c are done. The input half is a plain product over a chunk of
+// steps at a time, so that W_ih is fetched once a chunk; the recurrent half runs step by step, all
+// rows of the group passing over one block of units while its weights lie in L1.
 //
-// Each step starts with the unit block the previous one ended with: where W_hh is larger than a cache
-// level, what that level still holds is used before it is evicted.
+// Each step starts with the unit block the previous one ended with: where W_hh is larger than a
+// cache level, what that level still holds is used before it is evicted.
 #pragma once
 
 #include "cpu/activations-inl.h"
@@ -77,8 +77,10 @@ static void lstm_tile(const LstmTileRows<T>& rows, int k0, int K, const T* panel
     const Vec<T> h = (o.num * tanh_c.num) / (o.den * tanh_c.den);
     c.store(rows.c[r] + unit);
     h.store(rows.h[r] + unit);
-    if (unit + lanes <= H) h.store(rows.out[r] + unit);
-    else h.store_n(rows.out[r] + unit, H - unit);
+    if (unit + lanes <= H)
+      h.store(rows.out[r] + unit);
+    else
+      h.store_n(rows.out[r] + unit, H - unit);
     if constexpr (kTraining) {
       (i.num / i.den).store(rows.gates[r] + unit * 4);
       (f.num / f.den).store(rows.gates[r] + unit * 4 + lanes);
@@ -125,8 +127,9 @@ static void lstm_forward_impl(const LstmForwardArgs<T>& args) {
         gate_rows[count] = kTraining ? args.reserve + token * reserve_row : pre + count * gate_row;
       }
     }
-    GemmArgs<T> input{x_rows, 1, count, {args.weights.input, I, blocks * 4 * lanes}, gate_rows,
-                      args.weights.bias, false};
+    GemmArgs<T> input{
+        x_rows, 1, count, {args.weights.input, I, blocks * 4 * lanes}, gate_rows, args.weights.bias,
+        false};
     gemm<T>(input);
 
     int offset = 0;
@@ -160,10 +163,17 @@ static void lstm_forward_impl(const LstmForwardArgs<T>& args) {
             const T* weights = panel + static_cast<ptrdiff_t>(k0) * 4 * lanes;
             const int unit = block * lanes;
             switch (tile) {
-              case 1: lstm_tile<T, 1, kTraining>(at, k0, k, weights, unit, H, last, s == 0); break;
-              case 2: lstm_tile<T, 2, kTraining>(at, k0, k, weights, unit, H, last, s == 0); break;
-              case 3: lstm_tile<T, 3, kTraining>(at, k0, k, weights, unit, H, last, s == 0); break;
-              default: lstm_tile<T, kTileRows, kTraining>(at, k0, k, weights, unit, H, last, s == 0);
+              case 1:
+                lstm_tile<T, 1, kTraining>(at, k0, k, weights, unit, H, last, s == 0);
+                break;
+              case 2:
+                lstm_tile<T, 2, kTraining>(at, k0, k, weights, unit, H, last, s == 0);
+                break;
+              case 3:
+                lstm_tile<T, 3, kTraining>(at, k0, k, weights, unit, H, last, s == 0);
+                break;
+              default:
+                lstm_tile<T, kTileRows, kTraining>(at, k0, k, weights, unit, H, last, s == 0);
             }
             m += tile;
           }
@@ -176,8 +186,10 @@ static void lstm_forward_impl(const LstmForwardArgs<T>& args) {
 
 template <class T>
 static void lstm_forward(const LstmForwardArgs<T>& args) {
-  if (args.reserve != nullptr) lstm_forward_impl<T, true>(args);
-  else lstm_forward_impl<T, false>(args);
+  if (args.reserve != nullptr)
+    lstm_forward_impl<T, true>(args);
+  else
+    lstm_forward_impl<T, false>(args);
 }
 
 }  // namespace XDF_ISA

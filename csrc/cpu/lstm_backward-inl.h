@@ -1,12 +1,14 @@
-// The gradient of lstm-inl.h. With dh_t the gradient arriving at h_t from outside and from step t + 1:
+// The gradient of lstm-inl.h. With dh_t the gradient arriving at h_t from outside and from step t +
+// 1:
 //
 //   dc_t = dh_t o (1 - tanh(c_t)^2) + dc_{t+1} f_{t+1}
 //   da_i = dc_t g i (1 - i)            da_f = dc_t c_{t-1} f (1 - f)
 //   da_g = dc_t i (1 - g^2)            da_o = dh_t tanh(c_t) o (1 - o)
-//   dh_{t-1} = W_hh^T da_t,  dW_hh = sum_t da_t h_{t-1}^T,  dW_ih = sum_t da_t x_t^T,  db = sum_t da_t
+//   dh_{t-1} = W_hh^T da_t,  dW_hh = sum_t da_t h_{t-1}^T,  dW_ih = sum_t da_t x_t^T,  db = sum_t
+//   da_t
 //
-// The recurrent product runs step by step; the weight gradients are one product over all tokens at the
-// end, where every register of the tile is busy, and dx = W_ih^T da is an ordinary gemm.
+// The recurrent product runs step by step; the weight gradients are one product over all tokens at
+// the end, where every register of the tile is busy, and dx = W_ih^T da is an ordinary gemm.
 #pragma once
 
 #include "cpu/lstm-inl.h"
@@ -17,8 +19,8 @@ namespace XDF_ISA {
 // One row at one step: `gates` becomes the gradient at the pre-activations, `dc` the gradient that
 // flows to the previous step's cell.
 template <class T>
-static void lstm_cell_backward(T* gates, const T* c, const T* c_prev, const T* grad_out, const T* dh_next,
-                               T* dc_state, int H) {
+static void lstm_cell_backward(T* gates, const T* c, const T* c_prev, const T* grad_out,
+                               const T* dh_next, T* dc_state, int H) {
   constexpr int lanes = Vec<T>::lanes;
   using V = Vec<T>;
   const V one = V::set1(T(1));
@@ -27,8 +29,9 @@ static void lstm_cell_backward(T* gates, const T* c, const T* c_prev, const T* g
     const V i = V::load(gate), f = V::load(gate + lanes);
     const V g = V::load(gate + 2 * lanes), o = V::load(gate + 3 * lanes);
     const V tanh_c = vtanh(V::load(c + unit));
-    const V dh = (unit + lanes <= H ? V::load(grad_out + unit) : V::load_n(grad_out + unit, H - unit)) +
-                 V::load(dh_next + unit);
+    const V dh =
+        (unit + lanes <= H ? V::load(grad_out + unit) : V::load_n(grad_out + unit, H - unit)) +
+        V::load(dh_next + unit);
     const V dc = V::fma(dh * o, one - tanh_c * tanh_c, V::load(dc_state + unit));
     const V before = c_prev != nullptr ? V::load(c_prev + unit) : V::set1(T(0));
     (dc * g * i * (one - i)).store(gate);
@@ -69,8 +72,9 @@ static void lstm_backward(const LstmBackwardArgs<T>& args) {
       gate_rows[r] = gates;
     }
     if (s == 0) break;
-    GemmArgs<T> recurrent{gate_rows, 1, active,
-                          {args.weights.recurrent_t, 4 * round_up(H, lanes), H}, dh_rows, nullptr, false};
+    GemmArgs<T> recurrent{
+        gate_rows, 1,       active, {args.weights.recurrent_t, 4 * round_up(H, lanes), H},
+        dh_rows,   nullptr, false};
     gemm<T>(recurrent);
   }
 }
@@ -87,7 +91,8 @@ static void lstm_weight_grad(const LstmWeightGradArgs<T>& args) {
   T* packed_gates = packed_rows + static_cast<ptrdiff_t>(kWeightGradTokens) * num_vecs * lanes;
 
   for (int64_t t0 = 0; t0 < args.total || t0 == 0; t0 += kWeightGradTokens) {
-    const int K = static_cast<int>(args.total - t0 < kWeightGradTokens ? args.total - t0 : kWeightGradTokens);
+    const int K =
+        static_cast<int>(args.total - t0 < kWeightGradTokens ? args.total - t0 : kWeightGradTokens);
     const T* const* rows = args.rows + t0;
     T* to = packed_rows;
     int col = 0;
@@ -96,9 +101,12 @@ static void lstm_weight_grad(const LstmWeightGradArgs<T>& args) {
       for (int k = 0; k < K; ++k) {
         for (int v = 0; v < vecs; ++v, to += lanes) {
           const int at = col + v * lanes;
-          if (rows[k] == nullptr) Vec<T>::set1(T(0)).store(to);
-          else if (at + lanes <= N) Vec<T>::load(rows[k] + at).store(to);
-          else Vec<T>::load_n(rows[k] + at, N - at).store(to);
+          if (rows[k] == nullptr)
+            Vec<T>::set1(T(0)).store(to);
+          else if (at + lanes <= N)
+            Vec<T>::load(rows[k] + at).store(to);
+          else
+            Vec<T>::load_n(rows[k] + at, N - at).store(to);
         }
       }
       col += vecs * lanes;

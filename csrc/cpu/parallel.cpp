@@ -1,6 +1,6 @@
 // A job is a counter of tasks. Workers and the caller draw from the counter until it is spent; the
-// caller then waits for workers that are still inside a task. Jobs live on their callers' stacks and
-// hang in a short list that workers search under a lock.
+// caller then waits for workers that are still inside a task. Jobs live on their callers' stacks
+// and hang in a short list that workers search under a lock.
 //
 // Sleeping and waking cost some 10 us each, as much as a step of one short sentence. So before it
 // sleeps a thread looks for kSpins rounds (20 to 40 us) whether what it waits for is there already.
@@ -58,8 +58,10 @@ class Pool {
       grow();
       posted_.fetch_add(1, std::memory_order_release);
     }
-    if (one) wake_.notify_one();
-    else wake_.notify_all();
+    if (one)
+      wake_.notify_one();
+    else
+      wake_.notify_all();
     job.draw(0);
     for (int n = 0; n < kSpins && job.inside.load(std::memory_order_relaxed) != 0; ++n) pause();
     std::unique_lock<std::mutex> lock(mutex_);
@@ -115,8 +117,8 @@ class Pool {
   int wanted_ = 0;
 };
 
-// Never destroyed: its threads outlive main(). A forked child has none of them, so it leaves its copy
-// alone and makes a new pool.
+// Never destroyed: its threads outlive main(). A forked child has none of them, so it leaves its
+// copy alone and makes a new pool.
 std::atomic<Pool*> pool{nullptr};
 std::mutex pool_mutex;
 
@@ -127,12 +129,12 @@ Pool& get_pool() {
   p = pool.load(std::memory_order_acquire);
   if (p == nullptr) {
 #ifndef _WIN32
-    static const int registered = pthread_atfork(
-        [] { pool_mutex.lock(); }, [] { pool_mutex.unlock(); },
-        [] {
-          pool.store(nullptr, std::memory_order_release);
-          pool_mutex.unlock();
-        });
+    static const int registered =
+        pthread_atfork([] { pool_mutex.lock(); }, [] { pool_mutex.unlock(); },
+                       [] {
+                         pool.store(nullptr, std::memory_order_release);
+                         pool_mutex.unlock();
+                       });
     (void)registered;
 #endif
     p = new Pool;

@@ -12,11 +12,11 @@ int default_threads();
 int parallel_slots(int tasks, int threads);
 
 // Calls fn(context, i, slot) once for each i in [0, tasks), on at most `threads` threads (0: all
-// cores), the caller among them, and returns when all are done. `slot` < parallel_slots(tasks, threads)
-// is the caller's or worker's own for this call: an index into workspaces. Tasks start in ascending order, so put the
-// longest first. The caller never waits for a busy pool: what no worker takes it does itself, so
-// concurrent calls cannot block one another. fn must not throw. After fork() the child starts a pool
-// of its own.
+// cores), the caller among them, and returns when all are done. `slot` < parallel_slots(tasks,
+// threads) is the caller's or worker's own for this call: an index into workspaces. Tasks start in
+// ascending order, so put the longest first. The caller never waits for a busy pool: what no worker
+// takes it does itself, so concurrent calls cannot block one another. fn must not throw. After
+// fork() the child starts a pool of its own.
 void parallel_run(int tasks, int threads, void (*fn)(void*, int, int), void* context);
 
 template <class F>

@@ -31,7 +31,8 @@ namespace xdf {
 namespace XDF_ISA {
 
 // Portable fallback: an array that compilers map to whatever registers the target has. `fma` is a
-// multiply and an add, each rounded, because a fused one without hardware support is a library call.
+// multiply and an add, each rounded, because a fused one without hardware support is a library
+// call.
 template <class T>
 struct Vec {
   static constexpr int lanes = 16 / static_cast<int>(sizeof(T));
@@ -114,7 +115,8 @@ struct Vec {
   }
   // Nearest integer, ties to even, for |x| < 2^22 (float) or 2^51 (double).
   static XDF_MEMBER Vec round(Vec a) {
-    const T magic = sizeof(T) == 4 ? T(12582912.0) : T(6755399441055744.0);  // 1.5 * 2^(mantissa bits)
+    const T magic =
+        sizeof(T) == 4 ? T(12582912.0) : T(6755399441055744.0);  // 1.5 * 2^(mantissa bits)
     for (int i = 0; i < lanes; ++i) {
       volatile T shifted = a.v[i] + magic;  // volatile: no compiler may fold the two additions
       a.v[i] = shifted - magic;
@@ -125,11 +127,17 @@ struct Vec {
   static XDF_MEMBER Vec pow2(Vec n) {
     for (int i = 0; i < lanes; ++i) {
       if constexpr (sizeof(T) == 4) {
-        union { uint32_t bits; float value; } u;
+        union {
+          uint32_t bits;
+          float value;
+        } u;
         u.bits = static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23;
         n.v[i] = u.value;
       } else {
-        union { uint64_t bits; double value; } u;
+        union {
+          uint64_t bits;
+          double value;
+        } u;
         u.bits = static_cast<uint64_t>(static_cast<int64_t>(n.v[i]) + 1023) << 52;
         n.v[i] = u.value;
       }
@@ -212,7 +220,9 @@ struct Vec<float> {
   static XDF_MEMBER Vec set1(float x) { return {_mm512_set1_ps(x)}; }
   static XDF_MEMBER Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   XDF_MEMBER void store(float* p) const { _mm512_storeu_ps(p, v); }
-  static XDF_MEMBER Vec load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
+  static XDF_MEMBER Vec load_n(const float* p, int n) {
+    return {_mm512_maskz_loadu_ps(mask(n), p)};
+  }
   XDF_MEMBER void store_n(float* p, int n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
   friend XDF_MEMBER Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend XDF_MEMBER Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }

@@ -17,7 +17,7 @@ template <class... Parts>
 }  // namespace xdf
 
 // XDF_CHECK(rows > 0, "rows: got ", rows, ", must be positive")
-#define XDF_CHECK(condition, ...) \
-  do {                            \
+#define XDF_CHECK(condition, ...)               \
+  do {                                          \
     if (!(condition)) ::xdf::fail(__VA_ARGS__); \
   } while (false)

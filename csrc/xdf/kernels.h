@@ -1,8 +1,8 @@
 // The contract between the kernels and everything that calls them.
 //
 // A KernelTable<T> holds one instruction set's kernels as plain function pointers. The table of the
-// best set the machine has is chosen once, at run time (cpu/dispatch.h). float tables exist for every
-// set; double, the reference precision, exists in the generic set alone.
+// best set the machine has is chosen once, at run time (cpu/dispatch.h). float tables exist for
+// every set; double, the reference precision, exists in the generic set alone.
 //
 // Rules for every kernel:
 //  - It never allocates, locks, prints or throws. The caller checks arguments and owns all memory.
@@ -11,7 +11,8 @@
 //    cu_seqlens[b + 1]). Nothing is padded.
 //  - The sums of a row are taken in one order, whatever the batch, tile or thread, so a sequence's
 //    results do not depend, to the bit, on its company.
-//  - A call runs on the calling thread. Threading is the caller's: bilstm.cpp and crf.cpp cut a batch
+//  - A call runs on the calling thread. Threading is the caller's: bilstm.cpp and crf.cpp cut a
+//  batch
 //    into calls whose outputs are disjoint.
 #pragma once
 
@@ -26,7 +27,9 @@ namespace xdf {
 // alike, so that the size of `reserve` does not depend on the machine.
 constexpr int kHiddenAlign = 16;
 
-constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int round_up(int n, int multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 // A matrix B[K, N] packed for the kernel `gemm`: cut into panels of 1 to 4 registers of columns, as
 // even as they come, each panel stored as [K][its columns]; columns beyond N are zero.
@@ -38,7 +41,9 @@ struct PackedMatrix {
 };
 
 constexpr int kMaxPanelVecs = 4;
-inline int panel_count(int num_vecs) { return (num_vecs + kMaxPanelVecs - 1) / kMaxPanelVecs; }
+inline int panel_count(int num_vecs) {
+  return (num_vecs + kMaxPanelVecs - 1) / kMaxPanelVecs;
+}
 // Registers in panel p: as even as they come, the wider panels first.
 inline int panel_vecs(int num_vecs, int p) {
   const int panels = panel_count(num_vecs);
@@ -48,32 +53,33 @@ inline int panel_vecs(int num_vecs, int p) {
 // C[m, :] = init[m, :] + sum_k A[m, k] B[k, :], k ascending.
 template <class T>
 struct GemmArgs {
-  const T* const* a_rows;   // [M] row pointers; element k of row m is a_rows[m][k * a_stride]
-  ptrdiff_t a_stride;       // elements between consecutive k
+  const T* const* a_rows;  // [M] row pointers; element k of row m is a_rows[m][k * a_stride]
+  ptrdiff_t a_stride;      // elements between consecutive k
   int M;
   PackedMatrix<T> b;
-  T* const* c_rows;         // [M] row pointers to N elements
-  const T* bias;            // [num_vecs * lanes] start value of every row, or null for zero
-  bool accumulate;          // start from what C holds; bias must be null
+  T* const* c_rows;  // [M] row pointers to N elements
+  const T* bias;     // [num_vecs * lanes] start value of every row, or null for zero
+  bool accumulate;   // start from what C holds; bias must be null
 };
 
 // Packed weights of one direction of an LSTM. Hp = round_up(H, kHiddenAlign).
 // "Interleaved" order of the 4 * Hp gate columns: blocks of `lanes` hidden units; in a block the
-// gates i, f, g, o (torch.nn.LSTM's order), each of `lanes` units. Units beyond H have zero weights.
+// gates i, f, g, o (torch.nn.LSTM's order), each of `lanes` units. Units beyond H have zero
+// weights.
 template <class T>
 struct LstmWeights {
   int input_size;
   int hidden_size;
-  const T* input;       // panels [unit block][I][4 * lanes], interleaved columns
-  const T* recurrent;   // panels [unit block][H][4 * lanes]
-  const T* bias;        // [4 * Hp] interleaved, b_ih + b_hh
+  const T* input;      // panels [unit block][I][4 * lanes], interleaved columns
+  const T* recurrent;  // panels [unit block][H][4 * lanes]
+  const T* bias;       // [4 * Hp] interleaved, b_ih + b_hh
   // For the backward pass only, else null:
   const T* input_t;      // PackedMatrix of W_ih: K = 4 * round_up(H, lanes) interleaved rows, N = I
   const T* recurrent_t;  // PackedMatrix of W_hh: the same K, N = H
 };
 
-// One group of sequences run in one direction. Sequences are given in order of descending length, so
-// that the rows still running at step s are always the first ones.
+// One group of sequences run in one direction. Sequences are given in order of descending length,
+// so that the rows still running at step s are always the first ones.
 struct LstmGroup {
   const int32_t* first;   // [rows] token index where sequence r starts (in running order: its last
                           //        token if reverse)
@@ -87,7 +93,8 @@ constexpr int kMaxGroupRows = 64;
 // cell state [Hp]: what the backward pass needs. The backward pass overwrites the gates with the
 // gradient at their pre-activations.
 inline size_t lstm_reserve_size(int64_t total, int hidden_size) {
-  return static_cast<size_t>(total) * 2 * 5 * static_cast<size_t>(round_up(hidden_size, kHiddenAlign));
+  return static_cast<size_t>(total) * 2 * 5 *
+         static_cast<size_t>(round_up(hidden_size, kHiddenAlign));
 }
 
 // h_t = o * tanh(c_t), c_t = f * c_{t-1} + i * g, from h_{-1} = c_{-1} = 0.
@@ -95,49 +102,53 @@ template <class T>
 struct LstmForwardArgs {
   LstmWeights<T> weights;
   LstmGroup group;
-  const T* x;        // [total, I]
-  T* out;            // row t at out + t * out_stride, H elements written
+  const T* x;  // [total, I]
+  T* out;      // row t at out + t * out_stride, H elements written
   ptrdiff_t out_stride;
-  T* reserve;        // [total, 5 * Hp] of this direction, or null: inference, keeps nothing
-  T* workspace;      // lstm_forward_workspace(H) elements
+  T* reserve;    // [total, 5 * Hp] of this direction, or null: inference, keeps nothing
+  T* workspace;  // lstm_forward_workspace(H) elements
 };
 
 // Steps of the input half computed at once: enough rows that W_ih is worth fetching.
 constexpr int kInputChunkRows = 96;
-inline int lstm_chunk_steps(int rows) { return (kInputChunkRows + rows - 1) / rows; }
+inline int lstm_chunk_steps(int rows) {
+  return (kInputChunkRows + rows - 1) / rows;
+}
 inline size_t lstm_forward_workspace(int hidden_size) {
   const size_t Hp = static_cast<size_t>(round_up(hidden_size, kHiddenAlign));
   // pre-activations of a chunk; h twice; c
   return 4 * Hp * (kInputChunkRows + kMaxGroupRows) + 3 * (Hp + kHiddenAlign) * kMaxGroupRows;
 }
 
-// From grad_out (dL/dh as seen from outside) to the gradient at the pre-activations, left in reserve.
+// From grad_out (dL/dh as seen from outside) to the gradient at the pre-activations, left in
+// reserve.
 template <class T>
 struct LstmBackwardArgs {
   LstmWeights<T> weights;
   LstmGroup group;
   const T* grad_out;  // row t at grad_out + t * grad_stride, H elements
   ptrdiff_t grad_stride;
-  T* reserve;         // [total, 5 * Hp] of this direction
-  T* workspace;       // lstm_backward_workspace(H) elements
+  T* reserve;    // [total, 5 * Hp] of this direction
+  T* workspace;  // lstm_backward_workspace(H) elements
 };
 inline size_t lstm_backward_workspace(int hidden_size) {
-  return 2 * static_cast<size_t>(round_up(hidden_size, kHiddenAlign) + kHiddenAlign) * kMaxGroupRows;
+  return 2 * static_cast<size_t>(round_up(hidden_size, kHiddenAlign) + kHiddenAlign) *
+         kMaxGroupRows;
 }
 
 // dW[m, :] = sum_t dgates[t, m] * row[t, :] over all tokens t, ascending, for the interleaved gate
 // columns [m_begin, m_end); rows of null pointers count as zero (the state before the first step).
 template <class T>
 struct LstmWeightGradArgs {
-  const T* gates;          // [total, 5 * Hp]: the reserve of one direction after the backward pass
+  const T* gates;  // [total, 5 * Hp]: the reserve of one direction after the backward pass
   int64_t total;
   int hidden_size;
-  int m_begin, m_end;      // multiples of 4 * lanes, at most 4 * round_up(H, lanes)
-  const T* const* rows;    // [total] pointers to N inputs each; null counts as zeros
+  int m_begin, m_end;    // multiples of 4 * lanes, at most 4 * round_up(H, lanes)
+  const T* const* rows;  // [total] pointers to N inputs each; null counts as zeros
   int N;
-  T* grad;                 // [4H, N] in torch's order, written
-  T* grad_bias;            // [4H] in torch's order, written; or null
-  T* workspace;            // lstm_weight_grad_workspace(N) elements
+  T* grad;       // [4H, N] in torch's order, written
+  T* grad_bias;  // [4H] in torch's order, written; or null
+  T* workspace;  // lstm_weight_grad_workspace(N) elements
 };
 constexpr int kWeightGradTokens = 128;
 inline size_t lstm_weight_grad_workspace(int n) {
