@@ -152,8 +152,21 @@ static void crf_prepare(const CrfModel<T>& model, CrfTables<T>& tables) {
   tables.floor = crf_pow2<T>(CrfRange<T>::floor - crf_exponent(smallest));
 }
 
+// body(c, last) for each register of a row of C tags. NV > 0: there are NV, known when compiling,
+// so that short rows stay in registers; 0: any number.
+template <class T, int NV, class Body>
+XDF_INLINE void crf_each(int C, Body body) {
+  constexpr int lanes = Vec<T>::lanes;
+  if constexpr (NV > 0) {
+    XDF_UNROLL
+    for (int v = 0; v < NV; ++v) body(v * lanes, v == NV - 1);
+  } else {
+    for (int c = 0; c < C; c += lanes) body(c, c + lanes >= C);
+  }
+}
+
 // The emissions of a sequence as they are exponentiated.
-template <class T>
+template <class T, int NV>
 struct CrfEmissions {
   double shift;      // sum of the maxima that were taken off
   bool possible;     // no token has been without a possible tag
@@ -169,44 +182,39 @@ struct CrfEmissions {
   // is multiplied by the zeros that pad P.
   XDF_MEMBER void exp(const CrfTables<T>& tables, const T* e, int C, T* p) {
     using V = Vec<T>;
-    constexpr int lanes = V::lanes;
+    const V first = V::set1(e[0]), zero = V::set1(T(0));
     const T* padding = tables.padding(padded_tags(C));
-    V largest = V::set1(e[0]);
-    for (int c = 0; c < C; c += lanes) {
-      V x;
-      if (c + lanes <= C) {
-        x = V::load(e + c);
-      } else {
-        x = V::select_gt(V::load(padding + c), V::set1(T(0)), V::set1(e[0]),
-                         V::load_n(e + c, C - c));
-      }
+    V largest = first;
+    crf_each<T, NV>(C, [&](int c, bool last) {
+      const V x = last ? V::select_gt(V::load(padding + c), zero, first, V::load_n(e + c, C - c))
+                       : V::load(e + c);
       x.store(p + c);
       largest = V::max(largest, x);
-    }
-    finish(C, p, largest, lowest);
+    });
+    lowest = V::min(lowest, finish(C, p, largest.reduce_max()));
   }
   // The same for the first token, start scores included; padding becomes 0.
   XDF_MEMBER void exp_first(const CrfTables<T>& tables, const T* e, int C, T* p) {
     using V = Vec<T>;
     V largest = V::set1(T(-INFINITY));
-    for (int c = 0; c < C; c += V::lanes) {
-      const V x = V::load(tables.start() + c) +
-                  (c + V::lanes <= C ? V::load(e + c) : V::load_n(e + c, C - c));
+    crf_each<T, NV>(C, [&](int c, bool last) {
+      const V x = V::load(tables.start() + c) + (last ? V::load_n(e + c, C - c) : V::load(e + c));
       x.store(p + c);
       largest = V::max(largest, x);
-    }
-    finish(C, p, largest, first_low);
+    });
+    first_low = finish(C, p, largest.reduce_max());
   }
-  XDF_MEMBER void finish(int C, T* p, Vec<T> largest, Vec<T>& low) {
+  XDF_MEMBER Vec<T> finish(int C, T* p, T max) {
     using V = Vec<T>;
-    const T max = largest.reduce_max();
     shift += static_cast<double>(max);
-    possible = possible && max > T(-INFINITY);
-    for (int c = 0; c < C; c += V::lanes) {
+    possible = possible & (max > T(-INFINITY));
+    V low = V::set1(T(0));
+    crf_each<T, NV>(C, [&](int c, bool) {
       const V below = V::load(p + c) - V::set1(max);
       low = V::min(below, low);
       exp_nonpositive(below).store(p + c);
-    }
+    });
+    return low;
   }
   // How far below its maximum the nearest emission lies that was left out.
   XDF_MEMBER double gap(const CrfTables<T>& tables, const T* e, ptrdiff_t length, int C) const {
@@ -265,23 +273,17 @@ XDF_INLINE void crf_columns(const T* x, const T* table, int C, ptrdiff_t padded,
   for (int v = 0; v < NV; ++v) finish(c + v * lanes, even[v] + odd[v]);
 }
 
-template <class T, class Finish>
-XDF_INLINE void crf_multiply(const T* x, const T* table, int C, ptrdiff_t padded, Finish& finish) {
+template <class T, int NV, class Finish>
+XDF_INLINE void crf_multiply(const T* x, const T* table, int C, Finish& finish) {
   constexpr int lanes = Vec<T>::lanes;
-  int c = 0;
-  for (; C - c > 3 * lanes; c += 4 * lanes) crf_columns<T, 4>(x, table, C, padded, c, finish);
-  switch ((C - c + lanes - 1) / lanes) {
-    case 3:
-      crf_columns<T, 3>(x, table, C, padded, c, finish);
-      break;
-    case 2:
-      crf_columns<T, 2>(x, table, C, padded, c, finish);
-      break;
-    case 1:
-      crf_columns<T, 1>(x, table, C, padded, c, finish);
-      break;
-    default:
-      break;
+  const ptrdiff_t padded = padded_tags(C);
+  if constexpr (NV > 0) {
+    crf_columns<T, NV>(x, table, C, padded, 0, finish);
+  } else {
+    int c = 0;
+    for (; C - c >= 4 * lanes; c += 4 * lanes) crf_columns<T, 4>(x, table, C, padded, c, finish);
+    for (; C - c > lanes; c += 2 * lanes) crf_columns<T, 2>(x, table, C, padded, c, finish);
+    if (c < C) crf_columns<T, 1>(x, table, C, padded, c, finish);
   }
 }
 
@@ -320,24 +322,25 @@ struct CrfChain {
   XDF_MEMBER bool sound() const { return in_range && !(lost.reduce_max() > T(0)); }
 };
 
-template <class T>
+template <class T, int NV>
 XDF_INLINE void crf_alpha_begin(const T* p, int C, T floor, T* alpha, CrfChain<T>& chain) {
   using V = Vec<T>;
   chain.begin(floor);
-  for (int c = 0; c < C; c += V::lanes) {
+  crf_each<T, NV>(C, [&](int c, bool) {
     const V emission = V::load(p + c);
     const V value = emission * V::set1(crf_pow2<T>(CrfRange<T>::top));
     chain.watch(value, emission, emission);
     value.store(alpha + c);
-  }
+  });
 }
 
-template <class T>
+template <class T, int NV>
 XDF_INLINE void crf_beta_begin(const T* end, int C, T floor, T* beta, CrfChain<T>& chain) {
   using V = Vec<T>;
   chain.begin(floor);
-  for (int c = 0; c < C; c += V::lanes)
+  crf_each<T, NV>(C, [&](int c, bool) {
     (V::load(end + c) * V::set1(crf_pow2<T>(CrfRange<T>::top))).store(beta + c);
+  });
 }
 
 template <class T>
@@ -370,38 +373,36 @@ struct CrfBetaFinish {
 };
 
 // alpha of one token from that of the token before and its own p.
-template <class T>
+template <class T, int NV>
 XDF_INLINE void crf_alpha_step(const CrfTables<T>& tables, int C, const T* from, const T* p,
                                T* alpha, CrfChain<T>& chain) {
-  const ptrdiff_t padded = padded_tags(C);
   CrfAlphaFinish<T> finish{p, alpha, chain};
-  crf_multiply(from, tables.forward(padded), C, padded, finish);
+  crf_multiply<T, NV>(from, tables.forward(padded_tags(C)), C, finish);
   chain.stepped(finish.largest);
 }
 
 // beta of one token from p and beta of the token after it. scratch [padded] takes p beta.
-template <class T>
+template <class T, int NV>
 XDF_INLINE void crf_beta_step(const CrfTables<T>& tables, int C, const T* from, const T* p, T* beta,
                               T* scratch, CrfChain<T>& chain) {
   using V = Vec<T>;
-  const ptrdiff_t padded = padded_tags(C);
-  for (int c = 0; c < C; c += V::lanes) {
+  crf_each<T, NV>(C, [&](int c, bool) {
     const V emission = V::load(p + c), rest = V::load(from + c);
     const V product = emission * rest;
     chain.watch(product, emission, rest);
     product.store(scratch + c);
-  }
+  });
   CrfBetaFinish<T> finish{beta, V::set1(chain.scale)};
-  crf_multiply(scratch, tables.backward(padded, C), C, padded, finish);
+  crf_multiply<T, NV>(scratch, tables.backward(padded_tags(C), C), C, finish);
   chain.stepped(finish.largest);
 }
 
 // log Z from alpha and beta of one token and the exponents of their scaling; false where it cannot
 // be trusted.
-template <class T>
-XDF_INLINE bool crf_log_z(const CrfTables<T>& tables, const T* e, ptrdiff_t length, int C,
-                          const T* alpha, const T* beta, int64_t exponent,
-                          const CrfEmissions<T>& emissions, double* log_z) {
+template <class T, int NV>
+static bool crf_log_z(const CrfTables<T>& tables, const T* e, ptrdiff_t length, int C,
+                      const T* alpha, const T* beta, int64_t exponent,
+                      const CrfEmissions<T, NV>& emissions, double* log_z) {
   using V = Vec<T>;
   V sum = V::set1(T(0));
   for (int c = 0; c < C; c += V::lanes) sum = V::fma(V::load(alpha + c), V::load(beta + c), sum);
@@ -419,37 +420,41 @@ XDF_INLINE bool crf_log_z(const CrfTables<T>& tables, const T* e, ptrdiff_t leng
 }
 
 // log Z of a sequence; false: to be done in log space.
-template <class T>
+template <class T, int NV>
 static bool crf_partition(const CrfSequences<T>& in, const T* e, ptrdiff_t length, double* log_z) {
   const int C = in.model.num_tags;
   const ptrdiff_t padded = padded_tags(C);
   const CrfTables<T>& tables = in.tables;
-  T* p = static_cast<T*>(in.workspace);
-  T* alpha[2] = {p + padded, p + 2 * padded};
-  T* beta[2] = {p + 3 * padded, p + 4 * padded};
-  T* scratch = p + 5 * padded;
-  CrfEmissions<T> emissions;
+  T* row = static_cast<T*>(in.workspace);
+  T* p[2] = {row, row + padded};  // of the tokens alpha takes; then beta's
+  T* q[2] = {row + 2 * padded, row + 3 * padded};
+  T* alpha[2] = {row + 4 * padded, row + 5 * padded};
+  T* beta[2] = {row + 6 * padded, row + 7 * padded};
+  T* scratch = row + 8 * padded;
+  const ptrdiff_t left = (length - 1) / 2, right = length - 1 - left;
+  CrfEmissions<T, NV> emissions;
   CrfChain<T> forward, backward;
   emissions.begin();
-  emissions.exp_first(tables, e, C, p);
-  crf_alpha_begin(p, C, tables.floor, alpha[0], forward);
-  crf_beta_begin(tables.end(padded), C, tables.floor, beta[0], backward);
-  const ptrdiff_t left = (length - 1) / 2, right = length - 1 - left;
+  emissions.exp_first(tables, e, C, p[0]);
+  crf_alpha_begin<T, NV>(p[0], C, tables.floor, alpha[0], forward);
+  crf_beta_begin<T, NV>(tables.end(padded), C, tables.floor, beta[0], backward);
+  // Exponentials are taken one token ahead: they, too, are long chains that must not be waited for.
+  if (left > 0) emissions.exp(tables, e + C, C, p[1]);
+  if (right > 0) emissions.exp(tables, e + (length - 1) * C, C, q[1]);
   for (ptrdiff_t n = 1; n <= right; ++n) {
-    if (n <= left) {
-      emissions.exp(tables, e + n * C, C, p);
-      crf_alpha_step(tables, C, alpha[(n - 1) & 1], p, alpha[n & 1], forward);
-    }
-    emissions.exp(tables, e + (length - n) * C, C, p);
-    crf_beta_step(tables, C, beta[(n - 1) & 1], p, beta[n & 1], scratch, backward);
+    const int from = (n - 1) & 1, to = n & 1;
+    if (n < left) emissions.exp(tables, e + (n + 1) * C, C, p[from]);
+    if (n <= left) crf_alpha_step<T, NV>(tables, C, alpha[from], p[to], alpha[to], forward);
+    if (n < right) emissions.exp(tables, e + (length - 1 - n) * C, C, q[from]);
+    crf_beta_step<T, NV>(tables, C, beta[from], q[to], beta[to], scratch, backward);
   }
   if (!emissions.possible || !forward.sound() || !backward.sound()) return false;
   return crf_log_z(tables, e, length, C, alpha[left & 1], beta[right & 1],
                    forward.exponent + backward.exponent, emissions, log_z);
 }
 
-template <class T>
-static void crf_log_likelihood(const CrfLikelihoodArgs<T>& args) {
+template <class T, int NV>
+static void crf_log_likelihood_of(const CrfLikelihoodArgs<T>& args) {
   const CrfModel<T>& model = args.in.model;
   const int C = model.num_tags;
   for (int b = args.in.begin; b < args.in.end; ++b) {
@@ -470,12 +475,26 @@ static void crf_log_likelihood(const CrfLikelihoodArgs<T>& args) {
     score += static_cast<double>(model.end[tags[length - 1]]);
     double log_z = 0.0;
     if (score > -INFINITY &&
-        !(args.in.tables.usable && crf_partition(args.in, e, length, &log_z))) {
+        !(args.in.tables.usable && crf_partition<T, NV>(args.in, e, length, &log_z))) {
       double* scratch = static_cast<double*>(args.in.workspace);
       log_z = exact_log_z(model, e, length, scratch + C, false, scratch);
     }
     // Rounding may leave a probability just above 1.
     args.out[b] = static_cast<T>(score < log_z ? score - log_z : 0.0);
+  }
+}
+
+template <class T>
+static void crf_log_likelihood(const CrfLikelihoodArgs<T>& args) {
+  switch ((args.in.model.num_tags + Vec<T>::lanes - 1) / Vec<T>::lanes) {
+    case 1:
+      return crf_log_likelihood_of<T, 1>(args);
+    case 2:
+      return crf_log_likelihood_of<T, 2>(args);
+    case 3:
+      return crf_log_likelihood_of<T, 3>(args);
+    default:
+      return crf_log_likelihood_of<T, 0>(args);
   }
 }
 

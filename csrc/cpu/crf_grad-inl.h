@@ -84,7 +84,7 @@ static void crf_add_moves(const T* alpha, const T* u, ptrdiff_t length, int C, c
 
 // Writes the sequence's rows and adds its moves to args.counts. False: to be done in log space;
 // then nothing has been added, and what the rows hold is of no use.
-template <class T>
+template <class T, int NV>
 static bool crf_gradient(const CrfGradArgs<T>& args, ptrdiff_t first, ptrdiff_t length, T g) {
   using V = Vec<T>;
   constexpr int lanes = V::lanes;
@@ -98,22 +98,22 @@ static bool crf_gradient(const CrfGradArgs<T>& args, ptrdiff_t first, ptrdiff_t 
   T* scratch = beta + length * padded;        // [padded]
   T* scales = scratch + padded;               // [length], of alpha
 
-  CrfEmissions<T> emissions;
+  CrfEmissions<T, NV> emissions;
   emissions.begin();
   emissions.exp_first(tables, e, C, p);
   for (ptrdiff_t t = 1; t < length; ++t) emissions.exp(tables, e + t * C, C, p + t * padded);
 
   CrfChain<T> forward, backward;
   T* last = beta + (length - 1) * padded;
-  crf_alpha_begin(p, C, tables.floor, alpha, forward);
-  crf_beta_begin(tables.end(padded), C, tables.floor, last, backward);
+  crf_alpha_begin<T, NV>(p, C, tables.floor, alpha, forward);
+  crf_beta_begin<T, NV>(tables.end(padded), C, tables.floor, last, backward);
   for (ptrdiff_t n = 1; n < length; ++n) {
     scales[n] = forward.scale;
-    crf_alpha_step(tables, C, alpha + (n - 1) * padded, p + n * padded, alpha + n * padded,
-                   forward);
+    crf_alpha_step<T, NV>(tables, C, alpha + (n - 1) * padded, p + n * padded, alpha + n * padded,
+                          forward);
     const ptrdiff_t t = length - n;
-    crf_beta_step(tables, C, beta + t * padded, p + t * padded, beta + (t - 1) * padded, scratch,
-                  backward);
+    crf_beta_step<T, NV>(tables, C, beta + t * padded, p + t * padded, beta + (t - 1) * padded,
+                         scratch, backward);
   }
   double log_z = 0.0;
   if (!emissions.possible || !forward.sound() || !backward.sound() ||
@@ -131,17 +131,17 @@ static bool crf_gradient(const CrfGradArgs<T>& args, ptrdiff_t first, ptrdiff_t 
     T* u = p + t * padded;
     T* product = beta + t * padded;
     V sum = V::set1(T(0));
-    for (int c = 0; c < C; c += lanes) {
+    crf_each<T, NV>(C, [&](int c, bool) {
       const V rest = V::load(product + c);
       const V both = V::load(alpha + t * padded + c) * rest;
       (V::load(u + c) * rest * V::set1(scales[t])).store(u + c);
       both.store(product + c);
       sum = sum + both;
-    }
+    });
     const T z = sum.reduce_add();
-    in_range = in_range && z >= crf_pow2<T>(CrfRange<T>::smallest);
+    in_range = in_range & (z >= crf_pow2<T>(CrfRange<T>::smallest));
     const V inverse = V::set1(T(1) / z);
-    for (int c = 0; c < C; c += lanes) {
+    crf_each<T, NV>(C, [&](int c, bool) {
       const V row = V::load(product + c) * inverse * weight;
       T* to = rows + t * C + c;
       // A whole register may spill into the next token's row, which is yet to be written.
@@ -150,7 +150,7 @@ static bool crf_gradient(const CrfGradArgs<T>& args, ptrdiff_t first, ptrdiff_t 
       else
         row.store_n(to, C - c);
       V::min(ceiling, V::load(u + c) * inverse).store(u + c);
-    }
+    });
   }
   if (!in_range) return false;
   if (args.tags == nullptr) return true;
@@ -162,14 +162,29 @@ static bool crf_gradient(const CrfGradArgs<T>& args, ptrdiff_t first, ptrdiff_t 
   return true;
 }
 
-template <class T>
-static void crf_grad(const CrfGradArgs<T>& args) {
+template <class T, int NV>
+static void crf_grad_of(const CrfGradArgs<T>& args) {
   for (int b = args.in.begin; b < args.in.end; ++b) {
     const ptrdiff_t first = args.in.cu_seqlens[b], length = args.in.cu_seqlens[b + 1] - first;
     if (length == 0) continue;
     // Marginals are what is expected: minus a gradient without the tags' own share.
     const T g = args.tags == nullptr ? T(-1) : args.grad_out[b];
-    if (!(args.in.tables.usable && crf_gradient(args, first, length, g))) exact_gradient(args, b);
+    if (!(args.in.tables.usable && crf_gradient<T, NV>(args, first, length, g)))
+      exact_gradient(args, b);
+  }
+}
+
+template <class T>
+static void crf_grad(const CrfGradArgs<T>& args) {
+  switch ((args.in.model.num_tags + Vec<T>::lanes - 1) / Vec<T>::lanes) {
+    case 1:
+      return crf_grad_of<T, 1>(args);
+    case 2:
+      return crf_grad_of<T, 2>(args);
+    case 3:
+      return crf_grad_of<T, 3>(args);
+    default:
+      return crf_grad_of<T, 0>(args);
   }
 }
 

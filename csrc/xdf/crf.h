@@ -83,7 +83,7 @@ struct CrfLikelihoodArgs {
 template <class T>
 size_t crf_likelihood_workspace(int num_tags) {
   const size_t padded = static_cast<size_t>(padded_tags(num_tags));
-  return padded * 6 * sizeof(double);
+  return padded * 9 * sizeof(T);  // the exact path: 3 of double
 }
 
 // With tags: the gradient of sum_b grad_out[b] * log p(tags_b), "observed minus expected". The
