@@ -559,19 +559,19 @@ def test_closed_pipe(start: Any) -> None:
     assert err == ""
 
 
-def test_memory_stays_flat(start: Any, tmp_path: Path) -> None:
-    """Five times the input takes no more memory: neither it nor the results are held."""
-    line = "Ada wrote. " + "\u0301" * 3000  # marks make no pieces, so this is quick
+def test_memory_stays_flat(start: Any) -> None:
+    """Four times the input takes no more memory: neither it nor the results are held."""
     peaks = []
-    for copies in (1_000, 5_000):
-        write_lines("in.txt", [line] * copies)
+    for copies in (10_000, 40_000):
+        write_lines("in.txt", ["Ada wrote to Zoë."] * copies)
         process = start("in.txt", "-o", "out", "--threads", "1", "--quiet")
         _, status, usage = os.wait4(process.pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
-        process.returncode = 0
-        peaks.append(usage.ru_maxrss)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
         assert Path("out").read_bytes().count(b"\n") == copies
-    assert peaks[1] < 1.15 * peaks[0]
+        peaks.append(usage.ru_maxrss)  # KiB
+    # Held results would be some 30 MB, held texts 3 MB.
+    assert peaks[1] - peaks[0] < 8 * 1024
 
 
 # Reading
