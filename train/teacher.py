@@ -320,6 +320,11 @@ def load_tokenizer(name: str) -> HFTokenizer:
             f"{name}: {type(tokenizer).__name__} is not a fast tokeniser; a model with a "
             "tokenizer.json is needed"
         )
+    if isinstance(backend.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel):
+        # Not every class of transformers hands the wish above on.
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+            add_prefix_space=True, use_regex=backend.pre_tokenizer.use_regex
+        )
     # Where the files are missing, transformers makes up a tokeniser of special tokens only.
     if backend.get_vocab_size(with_added_tokens=True) <= len(set(tokenizer.all_special_ids)):
         raise ValueError(f"{name}: cannot load a tokeniser (no vocabulary; is the file missing?)")

@@ -332,6 +332,45 @@ def test_base_with_a_damaged_encoder(copy: Path) -> None:
         load_base(str(copy), LABELS)
 
 
+@pytest.mark.parametrize("kind", [None, "RobertaTokenizer"])
+def test_byte_level_pieces_and_offset_positions(tmp_path: Path, kind: str | None) -> None:
+    special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
+    letters = {c: i for i, c in enumerate("\u0120abcdelmnorst", start=len(special))}
+    backend = tokenizers.Tokenizer(models.BPE({**special, **letters}, [], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    names = {"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    names |= {"cls_token": "<s>", "bos_token": "<s>", "sep_token": "</s>", "eos_token": "</s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(
+        tmp_path
+    )
+    if kind is not None:
+        stored = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        (tmp_path / "tokenizer_config.json").write_text(
+            json.dumps({**stored, "tokenizer_class": kind})
+        )
+    config = transformers.RobertaConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=POSITIONS,
+        pad_token_id=1,
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: i for i, label in enumerate(LABELS)},
+    )
+    transformers.RobertaForTokenClassification(config).save_pretrained(tmp_path)
+    teacher = Teacher.from_pretrained(tmp_path, device="cpu")
+    assert teacher.max_pieces == POSITIONS - 2 - 2  # rows behind the padding index; <s> and </s>
+    assert (teacher.prefix_ids, teacher.suffix_ids, teacher.pad_id) == ([0], [2], 1)
+    pieces = teacher.tokenizer.encode(["rom", "a"], is_pretokenized=True, add_special_tokens=False)
+    assert pieces.tokens == ["\u0120", "r", "o", "m", "\u0120", "a"]
+    assert pieces.word_ids == [0, 0, 0, 0, 1, 1]
+    (logits,) = teacher.logits([[5] * 50])
+    assert logits.shape == (50, len(LABELS))
+
+
 def test_tokeniser_is_saved_without_truncation(folder: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
     tokenizer.save_pretrained(tmp_path)
