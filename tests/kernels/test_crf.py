@@ -26,6 +26,7 @@ from xdistil_fast import reference as oracle
 ISAS = _core.isas_available()
 TAGS = [1, 2, 7, 8, 9, 16, 17, 33]
 LENGTHS = [[], [0], [1], [5], [0, 3, 0], [1, 1, 1, 1], [7, 2, 0, 31, 1, 4], [3] * 70 + [90]]
+SCORES = ("emissions", "start", "end", "transitions")
 INF = float("inf")
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -109,10 +110,10 @@ def log_likelihood(problem: Problem, threads: int = 1) -> Array:
     return out
 
 
-def gradients(problem: Problem, threads: int = 1) -> list[Array]:
-    """Of emissions, start, end and transitions."""
+def gradients(problem: Problem, threads: int = 1) -> dict[str, Array]:
+    """By what they are gradients of."""
     p = problem
-    grads = [np.full_like(scores, np.nan) for scores in p.scores]
+    grads = {f"grad_{name}": np.full_like(getattr(p, name), np.nan) for name in SCORES}
     _core.crf_log_likelihood_grad(
         p.emissions,
         p.cu_seqlens,
@@ -121,10 +122,10 @@ def gradients(problem: Problem, threads: int = 1) -> list[Array]:
         p.end,
         p.transitions,
         p.grad_out,
-        *grads,
-        threads,
+        **grads,
+        threads=threads,
     )
-    return grads
+    return {name: grads[f"grad_{name}"] for name in SCORES}
 
 
 def marginals(problem: Problem, threads: int = 1) -> Array:
@@ -135,11 +136,10 @@ def marginals(problem: Problem, threads: int = 1) -> Array:
 
 
 def everything(problem: Problem, threads: int = 1) -> dict[str, Array]:
-    names = ("emissions", "start", "end", "transitions")
     return {
         "log-likelihood": log_likelihood(problem, threads),
         "marginals": marginals(problem, threads),
-        **dict(zip(names, gradients(problem, threads), strict=True)),
+        **gradients(problem, threads),
     }
 
 
@@ -278,7 +278,7 @@ def test_soft_and_hard_constraints(isa: str, dtype: Any, soft: float, length: in
     with using_isa(isa):
         check_against_oracle(p)
         if soft == -INF:
-            assert not gradients(p)[3][0, 2:9:2].any()
+            assert not gradients(p)["transitions"][0, 2:9:2].any()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -329,7 +329,7 @@ def test_one_tag_is_certain(isa: str) -> None:
     with using_isa(isa):
         np.testing.assert_allclose(log_likelihood(p), 0.0, atol=1e-9)
         np.testing.assert_array_equal(marginals(p), 1.0)
-        assert max(np.abs(grad).max() for grad in gradients(p)) <= 1e-6
+        assert max(np.abs(grad).max() for grad in gradients(p).values()) <= 1e-6
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -338,9 +338,9 @@ def test_gradient_by_differences(isa: str, scale: float) -> None:
     p = make_problem([4, 0, 1, 3], 5, dtype=np.float64, scale=scale)
     with using_isa(isa):
         grads = gradients(p)
-        for scores, grad in zip(p.scores, grads, strict=True):
-            numeric = differences(lambda: float(p.grad_out @ log_likelihood(p)), scores)
-            np.testing.assert_allclose(grad, numeric, atol=1e-6 * scale)
+        for name, grad in grads.items():
+            numeric = differences(lambda: float(p.grad_out @ log_likelihood(p)), getattr(p, name))
+            np.testing.assert_allclose(grad, numeric, atol=1e-6 * scale, err_msg=name)
 
 
 def by_pytorch_crf(problem: Problem) -> dict[str, Array]:
@@ -362,7 +362,7 @@ def by_pytorch_crf(problem: Problem) -> dict[str, Array]:
     (out * torch.from_numpy(p.grad_out)).sum().backward()
     assert emissions.grad is not None
     grads = [emissions.grad, *(parameter.grad for parameter in model)]
-    names = ("log-likelihood", "emissions", "start", "end", "transitions")
+    names = ("log-likelihood", *SCORES)
     return dict(zip(names, (a.detach().numpy() for a in (out, *grads)), strict=True))
 
 
@@ -420,11 +420,13 @@ def test_impossible_tags(isa: str, dtype: Any, where: str) -> None:
         assert log_likelihood(p)[0] == -INF
         grads = gradients(p)
         share = marginals(p)
-    assert all(np.isfinite(grad).all() for grad in grads)
+    assert all(np.isfinite(grad).all() for grad in grads.values())
     gold = np.zeros((4, 9))
     gold[np.arange(4), p.tags[:4]] = 1.0
-    np.testing.assert_allclose(grads[0][:4], p.grad_out[0] * (gold - share[:4]), atol=1e-6)
-    assert np.abs(grads[0][0]).max() > 1e-3
+    np.testing.assert_allclose(
+        grads["emissions"][:4], p.grad_out[0] * (gold - share[:4]), atol=1e-6
+    )
+    assert np.abs(grads["emissions"][0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -457,9 +459,9 @@ def test_grad_out_weighs_sequences(isa: str) -> None:
         got = gradients(p)
         second = gradients(replace(p.only(1), grad_out=np.ones(1, np.float32)))
         third = gradients(replace(p.only(2), grad_out=np.ones(1, np.float32)))
-    assert not got[0][:4].any()
-    for k in (1, 2, 3):
-        np.testing.assert_allclose(got[k], 2.0 * second[k] - third[k], atol=2e-6)
+    assert not got["emissions"][:4].any()
+    for name in ("start", "end", "transitions"):
+        np.testing.assert_allclose(got[name], 2.0 * second[name] - third[name], atol=2e-6)
 
 
 # --- bit for bit -------------------------------------------------------------------------------
@@ -535,7 +537,7 @@ def test_only_the_output_is_written(isa: str, num_tags: int) -> None:
 
 def with_value(value: float, *index: int) -> Change:
     def change(array: Array) -> Array:
-        copy = array.copy()
+        copy: Array = array.copy()
         copy[index] = value
         return copy
 
@@ -598,18 +600,18 @@ def test_bad_input(name: str, change: Change, kind: type[Exception], message: st
     arguments = {key: getattr(p, key) for key in ARGUMENTS}
     arguments[name] = change(arguments[name])
     untagged = {key: value for key, value in arguments.items() if key != "tags"}
-    outputs = [np.full_like(a, 7.0) for a in (p.grad_out, *p.scores, p.emissions, p.grad_out)]
-    tags = np.full_like(p.tags, 7)
+    grads = {f"grad_{key}": np.full_like(getattr(p, key), 7.0) for key in SCORES}
+    out, rows, tags = (np.full_like(a, 7) for a in (p.grad_out, p.emissions, p.tags))
     with pytest.raises(kind, match=message):
-        _core.crf_log_likelihood(**arguments, out=outputs[0])
+        _core.crf_log_likelihood(**arguments, out=out)
     with pytest.raises(kind, match=message):
-        _core.crf_log_likelihood_grad(*arguments.values(), p.grad_out, *outputs[1:5])
+        _core.crf_log_likelihood_grad(**arguments, grad_out=p.grad_out, **grads)
     if name != "tags":
         with pytest.raises(kind, match=message):
-            _core.crf_marginals(**untagged, out=outputs[5])
+            _core.crf_marginals(**untagged, out=rows)
         with pytest.raises(kind, match=message):
-            _core.crf_viterbi(**untagged, tags=tags, scores=outputs[6])
-    assert all((output == 7.0).all() for output in (*outputs, tags))
+            _core.crf_viterbi(**untagged, tags=tags, scores=out)
+    assert all((output == 7).all() for output in (out, rows, tags, *grads.values()))
 
 
 BAD_OUTPUT: list[tuple[str, Change, type[Exception], str]] = [
@@ -627,8 +629,7 @@ BAD_OUTPUT: list[tuple[str, Change, type[Exception], str]] = [
 @pytest.mark.parametrize(("name", "change", "kind", "message"), BAD_OUTPUT)
 def test_bad_output(name: str, change: Change, kind: type[Exception], message: str) -> None:
     p = make_problem([4, 5, 3], 9)
-    names = ("grad_emissions", "grad_start", "grad_end", "grad_transitions")
-    grads = {key: np.full_like(a, 7.0) for key, a in zip(names, p.scores, strict=True)}
+    grads = {f"grad_{key}": np.full_like(getattr(p, key), 7.0) for key in SCORES}
     arguments: dict[str, Any] = {"grad_out": p.grad_out, **grads, "threads": 1}
     arguments[name] = change(arguments[name])
     with pytest.raises(kind, match=message):
@@ -646,10 +647,11 @@ def test_shared_memory_is_refused() -> None:
         _core.crf_marginals(p.emissions, p.cu_seqlens, *model, p.emissions)
     with pytest.raises(ValueError, match="scores: must not share memory with start"):
         _core.crf_viterbi(p.emissions, p.cu_seqlens, *model, p.tags, p.start[:3])
-    grads = [np.zeros_like(a) for a in p.scores]
+    grads = {f"grad_{key}": np.zeros_like(getattr(p, key)) for key in SCORES}
+    grads["grad_end"] = grads["grad_start"]
     with pytest.raises(ValueError, match="grad_end: must not share memory with grad_start"):
         _core.crf_log_likelihood_grad(
-            p.emissions, p.cu_seqlens, p.tags, *model, p.grad_out, *grads[:2], grads[1], grads[3]
+            p.emissions, p.cu_seqlens, p.tags, *model, p.grad_out, **grads
         )
     np.testing.assert_array_equal(p.emissions, kept)
 
