@@ -73,13 +73,20 @@ def sentences() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def make_model(tokenizer_json: str) -> Callable[..., Path]:
-    """A function that writes a model folder: `make_model(path, head=, seed=, **config)`."""
+    """Writes a model folder: `make_model(path, head=, seed=, tokenizer=, **config)`."""
 
-    def make(path: Path, *, head: str = "softmax", seed: int = 0, **changes: Any) -> Path:
+    def make(
+        path: Path,
+        *,
+        head: str = "softmax",
+        seed: int = 0,
+        tokenizer: str = tokenizer_json,
+        **changes: Any,
+    ) -> Path:
         config = ModelConfig(
             **{
                 "labels": tuple(make_labels(["PER", "LOC", "ORG"])),
-                "vocab_size": len(json.loads(tokenizer_json)["model"]["vocab"]),
+                "vocab_size": len(json.loads(tokenizer)["model"]["vocab"]),
                 "embedding_size": 12,
                 "hidden_size": 10,
                 "head": head,
@@ -88,7 +95,7 @@ def make_model(tokenizer_json: str) -> Callable[..., Path]:
                 **changes,
             }
         )
-        return save_folder(path, config, random_tensors(config, seed), tokenizer_json, "# card\n")
+        return save_folder(path, config, random_tensors(config, seed), tokenizer, "# card\n")
 
     return make
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from xdistil_fast import ModelError, Tagger
 from xdistil_fast.labels import make_labels, repair, spans
@@ -127,6 +127,63 @@ def test_words_without_pieces(tagger: Tagger) -> None:
     assert with_gaps[1:] == [["O"], []]
     assert [tag[2:] for tag in with_gaps[0][::2]] == [tag[2:] for tag in without]
     assert repair(with_gaps[0]) == with_gaps[0]
+
+
+def byte_level() -> Tokenizer:
+    """As RoBERTa's: several pieces may share one character."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    """As XLM-R's: NFKC turns one character into several, words are cut at white space only."""
+    pieces = ["<unk>", "\u2581", *map(chr, range(33, 127)), "\u2044", "\u0301", "\u6771"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -2.0) for piece in pieces], unk_id=0))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return tokenizer
+
+
+def decomposing() -> Tokenizer:
+    """Accents are characters of their own, and cut off as words of their own."""
+    pieces = ["[UNK]", *map(chr, range(33, 127)), "\u0301", "\u0308"]
+    tokenizer = Tokenizer(
+        models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer = normalizers.NFD()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=[byte_level, unigram, decomposing])
+def other_tokenizer(
+    request: pytest.FixtureRequest, make_model: Callable[..., Path], tmp_path_factory: Any
+) -> Tagger:
+    """The same weights behind other kinds of tokenizers."""
+    path = tmp_path_factory.mktemp("other") / "m"
+    return Tagger.from_pretrained(make_model(path, tokenizer=request.param().to_str()))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.text(st.sampled_from("ab ,.½ﬁé\u0301\u0308\u200d\u00a0\ud800東\U0001f469"), max_size=30))
+def test_exact_offsets_of_other_tokenizers(other_tokenizer: Tagger, text: str) -> None:
+    check(text, other_tokenizer(text), other_tokenizer.labels)
+    row = other_tokenizer.words([text], other_tokenizer.tag_batch([text]))[0]
+    place = 0
+    for word, _ in row:
+        place = text.index(word, place) + len(word)  # words are substrings, one behind the other
+
+
+@pytest.mark.parametrize("text", HARD)
+def test_other_tokenizers_batch_equals_single(other_tokenizer: Tagger, text: str) -> None:
+    check(text, other_tokenizer(text), other_tokenizer.labels)
+    assert other_tokenizer([text, "Ada wrote.", text]) == [
+        other_tokenizer(text),
+        other_tokenizer("Ada wrote."),
+        other_tokenizer(text),
+    ]
 
 
 # Same bits, however it is run
