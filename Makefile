@@ -94,10 +94,13 @@ $(STAMPS)/core: $(BUILD_FILES) $(STAMPS)/modules | $(STAMPS)/tools
 	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable .
 	touch $@
 
-# Extras come after the core, so that `make demo` never waits for torch.
+# Extras come after the core, so that `make demo` never waits for torch. mypy reads bench/ as well.
+EXTRAS_test := test,train,data
+EXTRAS_lint := lint,bench,train,data
+EXTRAS_bench := bench,train
 $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: pyproject.toml constraints.txt | $(STAMPS)/core
 	@echo "== $(VENV): what make $(@F) needs"
-	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[$(@F),train,data]'
+	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[$(EXTRAS_$(@F))]'
 	touch $@
 
 $(STAMPS)/asan: constraints.txt | $(STAMPS)/tools
