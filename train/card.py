@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xdistil_fast.model_io import ModelConfig
+
+_TEST_TITLE = "## Scores on test data"
 
 
 def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str:
@@ -86,6 +88,51 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         "",
     ]
     return "\n".join(lines)
+
+
+def with_test_scores(card: str, digest: str, evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """The card with a section of scores on further data, in place of one it may have already.
+
+    Args:
+        card: Markdown from :func:`model_card`.
+        digest: of the student's weights.
+        evaluations: records of ``xdistil eval``; those of this student are shown, beside those of
+            its teacher on the same files.
+
+    Raises:
+        ValueError: none is of this student.
+    """
+    own = [e for e in evaluations if e["model"]["digest"] == digest]
+    if not own:
+        raise ValueError(f"no evaluation is of the model with digest {digest[:16]}")
+    lines = [
+        _TEST_TITLE,
+        "",
+        "Strict, word level, 0 to 100. The files had no part in training or choosing.",
+        "",
+        "| data | entities | F1 | teacher's F1 | kept | F1 by type |",
+        "|---|---|---|---|---|---|",
+    ]
+    for student in own:
+        f1 = student["metrics"]["f1"]
+        teachers = [
+            e["metrics"]["f1"]
+            for e in evaluations
+            if e["model"]["digest"] == student["model"].get("teacher_digest")
+            and e["data"] == student["data"]
+        ]
+        teacher = (
+            f"{teachers[0]:.2f} | {100 * f1 / teachers[0]:.1f} %" if any(teachers) else "- | -"
+        )
+        lines.append(
+            f"| {', '.join(d['name'] for d in student['data'])} "
+            f"| {student['metrics']['support']:,} | **{f1:.2f}** | {teacher} | "
+            + ", ".join(f"{k} {v['f1']:.2f}" for k, v in student["metrics"]["per_type"].items())
+            + " |"
+        )
+    before, title, after = card.partition("## Training\n")
+    before = before.partition(_TEST_TITLE)[0]
+    return before + "\n".join(lines) + "\n\n" + title + after
 
 
 def _row(name: str, counts: Mapping[str, Any]) -> str:

@@ -255,7 +255,7 @@ def _commands(loaded: Sequence[Run]) -> str:
     for kind in ("teacher", "student", "eval"):
         for run in loaded:
             if run.kind == kind:
-                shown = shlex.join(run.get("command"))
+                shown = shlex.join(map(runs.portable, run.get("command")))
                 lines += [f"{run.name} ({kind}):", "", "```sh", shown, "```", ""]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from xdistil_fast.train import runs
+from xdistil_fast.train.card import with_test_scores
 from xdistil_fast.train.commands import report as command
 from xdistil_fast.train.report import Run, build_report, load_runs, write_report
 
@@ -209,3 +210,22 @@ def test_a_failed_write_leaves_the_old_page(tmp_path: Path) -> None:
         write_report("\ud800", out)
     assert out.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["RESULTS.md"]
+
+
+def test_test_scores_enter_the_card_once() -> None:
+    def evaluation(digest: str, f1: float, teacher: str | None = None) -> dict[str, Any]:
+        return {
+            "model": {"digest": digest, "teacher_digest": teacher},
+            "data": [{"name": "a/test.conll", "digest": "d"}],
+            "metrics": {"f1": f1, "support": 12, "per_type": {"PER": {"f1": 60.5}}},
+        }
+
+    records = [evaluation("s" * 64, 45.0, "t" * 64), evaluation("t" * 64, 50.0)]
+    card = "# x\n\n## Scores on dev\n\nd\n\n## Training\n\nt\n"
+    once = with_test_scores(card, "s" * 64, records)
+    assert "| a/test.conll | 12 | **45.00** | 50.00 | 90.0 % | PER 60.50 |" in once
+    assert once.startswith("# x\n\n## Scores on dev\n\nd\n\n## Scores on test")
+    assert once.endswith("\n\n## Training\n\nt\n")
+    assert with_test_scores(once, "s" * 64, records) == once
+    with pytest.raises(ValueError, match="no evaluation is of the model with digest uuuu"):
+        with_test_scores(card, "u" * 64, records)
