@@ -461,6 +461,22 @@ def test_autocast_computes_in_float32(name: str, low: torch.dtype) -> None:
     assert all(map(torch.equal, got_grads[1:], want_grads[1:]))
 
 
+@pytest.mark.filterwarnings(TORCH_JIT)
+def test_autocast_compiles_whole() -> None:
+    torch._dynamo.reset()
+    inputs = list(lstm_inputs(torch.float32).values())
+
+    def function(*inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return bilstm(*inputs).sum()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    got, want = compiled(*inputs), function(*inputs)
+    assert torch.equal(got, want)
+    grads = torch.autograd.grad(got, inputs)
+    assert all(map(torch.equal, grads, torch.autograd.grad(want, inputs)))
+
+
 def test_autocast_leaves_float64_alone() -> None:
     inputs = lstm_inputs(torch.float64).values()
     with torch.autocast("cpu", dtype=torch.bfloat16):
