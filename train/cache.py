@@ -115,7 +115,7 @@ class Texts:
             entries.append(
                 {
                     "role": "transfer",
-                    "name": Path(path).name,
+                    "name": runs.portable(path),
                     "digest": file_digest(path),
                     "sentences": sentences,
                     "words": words,

@@ -92,7 +92,7 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         "settings": settings,
         "teacher": teacher.digest(),
         "labels": teacher.labels,
-        "data": data,
+        "data": [[entry["role"], entry["digest"]] for entry in data],
         "embeddings_file": embeddings_digest,
     }
     if (record := checkpoint.finished_before(out, key)) is not None:

@@ -288,6 +288,15 @@ def test_changed_text_is_another_run(inputs: dict[str, Any], tmp_path: Path) -> 
         distill(make_config(files, out, epochs=1))
 
 
+def test_moved_input_is_the_same_run(inputs: dict[str, Any], tmp_path: Path) -> None:
+    record = distill(make_config(inputs, tmp_path / "student", epochs=1))
+    moved: dict[str, Any] = {}
+    for role in ("train", "dev", "transfer"):
+        moved[role] = [shutil.copy(path, tmp_path) for path in inputs[role]]
+    moved["teacher"] = str(shutil.copytree(inputs["teacher"], tmp_path / "teacher"))
+    assert distill(make_config(moved, tmp_path / "student", epochs=1)) == record
+
+
 def test_kept_cache_serves_further_runs(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
