@@ -15,7 +15,7 @@ namespace XDF_ISA {
 
 XDF_INLINE Vec<float> exp_nonpositive(Vec<float> x) {
   using V = Vec<float>;
-  const V clamped = V::max(V::set1(-88.0f), x);
+  const V clamped = V::max(x, V::set1(-88.0f));  // in this order NaN, too, becomes -88
   const V n = V::round(clamped * V::set1(1.44269504089f));
   V r = V::fma(n, V::set1(-0.693359375f), clamped);  // ln 2 in two parts, the first exact times n
   r = V::fma(n, V::set1(2.12194440e-4f), r);
