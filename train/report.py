@@ -141,13 +141,15 @@ def _evaluations(loaded: Sequence[Run], machines: _Machines) -> str:
             if run.get("model", "kind") == "teacher"
         }
         first = group[0]
-        names = ", ".join(f"{entry['name']}{_mapped(entry)}" for entry in first.get("data"))
+        names = ", ".join(str(entry["name"]) for entry in first.get("data"))
+        maps = {_mapped(entry) for entry in first.get("data")} - {""}
         lines += [
             f"### {_cell(names)}",
             "",
             f"{first.get('metrics', 'sentences'):,} sentences, "
             f"{first.get('metrics', 'words'):,} words, "
             f"{first.get('metrics', 'support'):,} entities.",
+            *(f"Types: {_cell(shown)}." for shown in sorted(maps)),
             "",
             *_table(
                 ["model", "kind", "parameters", "precision", "recall", "F1", "of teacher's F1",
@@ -238,14 +240,15 @@ def _data(loaded: Sequence[Run]) -> str:
     rows: dict[str, list[str]] = {}
     for run in loaded:
         for entry in run.get("data"):
-            rows.setdefault(
-                str(entry["digest"]),
-                [
-                    str(entry["name"]),
-                    f"{entry['sentences']:,}",
-                    f"{entry['words']:,}",
-                    f"`{entry['digest'][:16]}`",
-                ],
+            row = [
+                str(entry["name"]),
+                f"{entry['sentences']:,}",
+                f"{entry['words']:,}",
+                f"`{entry['digest'][:16]}`",
+            ]
+            # The fullest name of the same bytes tells most.
+            rows[entry["digest"]] = max(
+                rows.get(entry["digest"], row), row, key=lambda r: len(r[0])
             )
     return _section("## Data", ["file", "sentences", "words", "SHA-256"], sorted(rows.values()))
 
@@ -287,10 +290,11 @@ def _data_key(run: Run) -> tuple[str, ...]:
 
 
 def _mapped(entry: Mapping[str, Any]) -> str:
-    """The label map of a data file as a suffix; empty for none."""
-    pairs = entry.get("label_map") or {}
-    shown = ", ".join(f"{old} → {new or 'O'}" for old, new in sorted(pairs.items()))
-    return f" ({shown})" if shown else ""
+    """The label map of a data file, by new type; empty for none."""
+    old_of: dict[str, list[str]] = {}
+    for old, new in sorted((entry.get("label_map") or {}).items()):
+        old_of.setdefault(new or "O", []).append("all others" if old == "*" else old)
+    return "; ".join(f"{new} = {', '.join(old)}" for new, old in sorted(old_of.items()))
 
 
 def _support(group: Sequence[Run], kind: str) -> int:

@@ -139,7 +139,17 @@ def test_teacher_on_other_data_is_no_measure(tmp_path: Path) -> None:
     page = build_report(loaded)
     assert rows(page, "my-student")[0][6] == "-"
     assert page.count("### ") == 3
-    assert "### news/en/test.conll (* → O, person → PER)" in page
+    assert "### news/en/test.conll\n" in page
+    assert "100 entities.\nTypes: O = all others; PER = person.\n" in page
+
+
+def test_the_fullest_name_of_a_file_is_shown() -> None:
+    short = copy.deepcopy(TEACHER)
+    short["data"][0]["name"] = "train.conll"
+    for order in ([short, TEACHER], [TEACHER, short]):
+        page = build_report([Run(str(i), record) for i, record in enumerate(order)])
+        assert len(rows(page, "news/en/train.conll")) == 1
+        assert not rows(page, "train.conll")
 
 
 def test_models_go_by_the_names_of_their_runs() -> None:
