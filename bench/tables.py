@@ -166,7 +166,8 @@ def with_table(readme: str, run: Run) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"README.md lacks the lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n{short_table(run)}\n\n{machine_line(run)}\n{END}{after}"
+    more = "Quartiles, peers' times and settings: [docs/BENCHMARKS.md](docs/BENCHMARKS.md)."
+    return f"{before}{BEGIN}\n{short_table(run)}\n\n{machine_line(run)} {more}\n{END}{after}"
 
 
 def _write(path: Path, text: str) -> None:

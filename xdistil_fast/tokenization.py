@@ -245,7 +245,7 @@ def _continues(text: str, at: int) -> bool:
         return False
     if unicodedata.category(char)[0] == "M" or char == _JOINER or char in _SKIN_TONES:
         return True
-    return at > 0 and text[at - 1] == _JOINER
+    return at > 0 and text[at - 1] == _JOINER and not char.isspace()
 
 
 def _punctuation_pieces(
