@@ -28,6 +28,10 @@ class _Tagger(nn.Module):
         self.crf = crf
 
 
+# pytorch-crf makes itself a byte mask, which torch has come to dislike.
+pytestmark = pytest.mark.filterwarnings("ignore:where received a uint8 condition tensor")
+
+
 @dataclass
 class _Batch:
     """The same batch in both layouts."""
