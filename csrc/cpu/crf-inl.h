@@ -37,7 +37,8 @@ namespace XDF_ISA {
 //  - alpha, beta <= 2^(top + 13) (a step's growth is taken back one step later), so that
 //    sum_j alpha beta <= 2^(2 top + 38) does not overflow: 2^126 in float.
 //  - floor: what a step's sum may come down to; times the least scale, 2^-13, it is still normal.
-//  - smallest: the least a step's largest value may be; then scale <= 2^(top - smallest).
+//  - max_shift: a step's scale is at most 2^max_shift.
+//  - least_z: sum_j alpha beta must come to this, far above what underflow takes from it.
 //  - ceiling: see crf_gradient.
 //  - gap: scores further below the maximum than this may be left out; exp_nonpositive keeps what is
 //    nearer. table_gap: less for P, whose smallest value raises the floor.
@@ -45,12 +46,12 @@ template <class T>
 struct CrfRange;
 template <>
 struct CrfRange<float> {
-  static constexpr int top = 44, floor = -110, smallest = -20, ceiling = 110;
+  static constexpr int top = 44, floor = -110, max_shift = 64, least_z = -20, ceiling = 110;
   static constexpr float gap = 87.0f, table_gap = 60.0f;
 };
 template <>
 struct CrfRange<double> {
-  static constexpr int top = 400, floor = -1000, smallest = -100, ceiling = 1000;
+  static constexpr int top = 400, floor = -1000, max_shift = 500, least_z = -100, ceiling = 1000;
   static constexpr double gap = 700.0, table_gap = 500.0;
 };
 constexpr double kCrfMargin = 45.0;
@@ -293,7 +294,6 @@ struct CrfChain {
   T scale;  // what the next step is multiplied by, 2^shift
   int shift;
   int64_t exponent;  // true value = stored value * 2^exponent
-  bool in_range;     // no step's largest value has been too small
   Vec<T> floor;
   Vec<T> lost;  // positive where a value fell below the floor that ought to be positive
 
@@ -301,7 +301,6 @@ struct CrfChain {
     scale = T(1);
     shift = 0;
     exponent = -CrfRange<T>::top;
-    in_range = true;
     floor = Vec<T>::set1(lowest);
     lost = Vec<T>::set1(T(0));
   }
@@ -312,14 +311,12 @@ struct CrfChain {
   }
   // A step has been multiplied by `scale`; the largest of its values decides the next one.
   XDF_MEMBER void stepped(Vec<T> values) {
-    const T largest = values.reduce_max();
-    const bool fits = largest >= crf_pow2<T>(CrfRange<T>::smallest);
     exponent -= shift;
-    shift = fits ? CrfRange<T>::top - crf_exponent(largest) : 0;
+    shift = CrfRange<T>::top - crf_exponent(values.reduce_max());
+    shift = shift < CrfRange<T>::max_shift ? shift : CrfRange<T>::max_shift;
     scale = crf_pow2<T>(shift);
-    in_range = in_range && fits;
   }
-  XDF_MEMBER bool sound() const { return in_range && !(lost.reduce_max() > T(0)); }
+  XDF_MEMBER bool sound() const { return !(lost.reduce_max() > T(0)); }
 };
 
 template <class T, int NV>
@@ -407,7 +404,7 @@ static bool crf_log_z(const CrfTables<T>& tables, const T* e, ptrdiff_t length, 
   V sum = V::set1(T(0));
   for (int c = 0; c < C; c += V::lanes) sum = V::fma(V::load(alpha + c), V::load(beta + c), sum);
   const T z = sum.reduce_add();
-  if (!(z >= crf_pow2<T>(CrfRange<T>::smallest))) return false;
+  if (!(z >= crf_pow2<T>(CrfRange<T>::least_z))) return false;
   const int k = crf_exponent(z);
   const double mass =
       ::log(static_cast<double>(z * crf_pow2<T>(-k))) + static_cast<double>(k + exponent) * kLn2;

@@ -139,7 +139,7 @@ static bool crf_gradient(const CrfGradArgs<T>& args, ptrdiff_t first, ptrdiff_t 
       sum = sum + both;
     });
     const T z = sum.reduce_add();
-    in_range = in_range & (z >= crf_pow2<T>(CrfRange<T>::smallest));
+    in_range = in_range & (z >= crf_pow2<T>(CrfRange<T>::least_z));
     const V inverse = V::set1(T(1) / z);
     crf_each<T, NV>(C, [&](int c, bool) {
       const V row = V::load(product + c) * inverse * weight;

@@ -321,6 +321,34 @@ def test_the_best_path_looks_lost_from_both_ends(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("step", [10.0, 35.0, 80.0])
+def test_the_only_path_is_disliked(isa: str, step: float) -> None:
+    """Beside it a tag that leads nowhere, preferred at first, and one out of reach, later."""
+    p = make_problem([9], 3, scale=0.0)
+    p.transitions[~np.eye(3, dtype=bool)] = -INF
+    p.start[1] = p.end[0] = -INF
+    p.emissions[[0, 1, 7, 8], 2] = -step
+    p.tags[:] = 2
+    with using_isa(isa):
+        check_against_oracle(p)
+        np.testing.assert_allclose(log_likelihood(p), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("price", [50.0, 61.0, 75.0, 501.0, 1e4])
+def test_moves_too_dear_to_be_kept(isa: str, dtype: Any, price: float) -> None:
+    """Changing the tag costs more than P holds next to its other moves, yet is what is best."""
+    p = make_problem([10], 2, dtype=dtype, scale=0.0)
+    p.transitions[~np.eye(2, dtype=bool)] = -price
+    p.emissions[:5, 1] = p.emissions[5:, 0] = -1.1 * price / 5
+    p.tags[5:] = 1
+    p.tags[:5] = 0
+    with using_isa(isa):
+        check_against_oracle(p)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("num_tags", [5, 9, 20])
 def test_left_to_right(isa: str, num_tags: int) -> None:
     """Each tag leads to itself or the next; the last, alone allowed in the end, is disliked."""
