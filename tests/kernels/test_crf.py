@@ -304,34 +304,52 @@ def test_the_best_path_looks_lost_from_both_ends(isa: str) -> None:
     """One path is bad at both ends, the other in the middle: seen from either end alone, the first
     has vanished before the second turns out to be worse.
     """
-    p = make_problem([11], 10, scale=0.0)
+    p = make_problem([16], 15, scale=0.0)
     p.emissions[:, :-1] = p.transitions[:] = -INF
-    slow = [0, 0, *range(1, 8), 8, 8]  # from 0 to 8 by way of all tags, each move at a price
-    p.emissions[np.arange(11), slow] = 0.0
-    p.emissions[[0, 1, 9, 10], 9] = -75.0
-    p.transitions[np.arange(8), np.arange(1, 9)] = -40.0
-    p.transitions[[0, 8, 9], [0, 8, 9]] = 0.0
-    p.tags[:] = 9
+    slow = [0, *range(14), 13]  # from 0 to 13 by way of all tags, each move at a price
+    p.emissions[np.arange(16), slow] = 0.0
+    p.emissions[[0, 1, 14, 15], 14] = -75.0
+    p.transitions[np.arange(13), np.arange(1, 14)] = -25.0
+    p.transitions[[0, 13, 14], [0, 13, 14]] = 0.0
+    p.tags[:] = 14
     with using_isa(isa):
         check_against_oracle(p)
         assert log_likelihood(p)[0] > -1e-6
         p.tags[:] = slow
         check_against_oracle(p)
-        np.testing.assert_allclose(log_likelihood(p), -20.0, rtol=1e-6)
+        np.testing.assert_allclose(log_likelihood(p), -25.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("step", [10.0, 35.0, 80.0])
+@pytest.mark.parametrize("step", [10.0, 40.0, 80.0])
 def test_the_only_path_is_disliked(isa: str, step: float) -> None:
     """Beside it a tag that leads nowhere, preferred at first, and one out of reach, later."""
     p = make_problem([9], 3, scale=0.0)
     p.transitions[~np.eye(3, dtype=bool)] = -INF
     p.start[1] = p.end[0] = -INF
+    p.emissions[5:, 0] = p.emissions[:3, 1] = -INF
     p.emissions[[0, 1, 7, 8], 2] = -step
     p.tags[:] = 2
     with using_isa(isa):
         check_against_oracle(p)
         np.testing.assert_allclose(log_likelihood(p), 0.0, atol=1e-6)
+        np.testing.assert_allclose(marginals(p)[:, 2], 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("price", [20.0, 60.0, 85.0, 90.0])
+def test_the_only_move_is_dear(isa: str, price: float) -> None:
+    p = make_problem([6], 3, scale=0.0)
+    p.transitions[:] = -INF
+    p.transitions[[0, 1, 2], [0, 1, 2]] = 0.0
+    p.transitions[0, 1] = -10.0
+    p.emissions[3:, 0] = p.emissions[:3, 1:] = -INF
+    p.emissions[3, 1] = -price
+    p.tags[:] = [0, 0, 0, 1, 1, 1]
+    with using_isa(isa):
+        check_against_oracle(p)
+        np.testing.assert_allclose(log_likelihood(p), 0.0, atol=1e-6)
+        np.testing.assert_allclose(marginals(p)[4, 1], 1.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS)
