@@ -1,31 +1,36 @@
-// Memory for packed weights and workspaces: aligned to cache lines, not initialised.
+// Memory for packed weights and workspaces: aligned to cache lines, not initialised. Large buffers
+// ask for huge pages: a step of the recurrence reads all of W_hh, and with small pages that is a
+// page walk every 4 KB (3 % of the time at H = 600).
 #pragma once
 
 #include <cstddef>
 #include <new>
 #include <utility>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace xdf {
 
 template <class T>
 class AlignedBuffer {
  public:
-  static constexpr std::align_val_t kAlign{64};
-
   AlignedBuffer() = default;
   explicit AlignedBuffer(size_t size) { reserve(size); }
   AlignedBuffer(const AlignedBuffer&) = delete;
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
-  ~AlignedBuffer() { ::operator delete(data_, kAlign); }
+  ~AlignedBuffer() { release(); }
 
   // At least `size` elements; what it held is lost when it grows.
   T* reserve(size_t size) {
     if (size > size_) {
-      ::operator delete(data_, kAlign);
-      data_ = nullptr;
-      size_ = 0;
-      data_ = static_cast<T*>(::operator new(size * sizeof(T), kAlign));
+      release();
+      data_ = static_cast<T*>(::operator new(size * sizeof(T), alignment(size)));
       size_ = size;
+#ifdef __linux__
+      if (alignment(size) == kHugePage) madvise(data_, size * sizeof(T), MADV_HUGEPAGE);
+#endif
     }
     return data_;
   }
@@ -34,6 +39,17 @@ class AlignedBuffer {
   size_t size() const { return size_; }
 
  private:
+  static constexpr std::align_val_t kCacheLine{64}, kHugePage{2 << 20};
+
+  static std::align_val_t alignment(size_t size) {
+    return size * sizeof(T) < static_cast<size_t>(kHugePage) ? kCacheLine : kHugePage;
+  }
+  void release() {
+    ::operator delete(data_, alignment(size_));
+    data_ = nullptr;
+    size_ = 0;
+  }
+
   T* data_ = nullptr;
   size_t size_ = 0;
 };

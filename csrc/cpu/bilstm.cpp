@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "cpu/bilstm_plan.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 
@@ -32,18 +33,19 @@ T* pack_panels(T* to, int K, int N, int lanes, Row row) {
   return to;
 }
 
-// w [4H, K] in torch's order -> [unit block][K][4 gates][lanes]
+// w [4H, K] in torch's order -> panels of B[k, m] with m interleaved: [unit block][gate pair][K][2
+// lanes]
 template <class T>
 T* pack_gates(T* to, const T* w, int K, int H, int lanes) {
   for (int unit = 0; unit < H; unit += lanes) {
     for (int gate = 0; gate < 4; ++gate) {
       for (int lane = 0; lane < lanes; ++lane) {
-        T* column = to + gate * lanes + lane;
+        T* column = to + static_cast<ptrdiff_t>(gate / 2) * K * 2 * lanes + gate % 2 * lanes + lane;
         if (unit + lane < H) {
           const T* row = w + (static_cast<ptrdiff_t>(gate) * H + unit + lane) * K;
-          for (int k = 0; k < K; ++k) column[static_cast<ptrdiff_t>(k) * 4 * lanes] = row[k];
+          for (int k = 0; k < K; ++k) column[static_cast<ptrdiff_t>(k) * 2 * lanes] = row[k];
         } else {
-          for (int k = 0; k < K; ++k) column[static_cast<ptrdiff_t>(k) * 4 * lanes] = T(0);
+          for (int k = 0; k < K; ++k) column[static_cast<ptrdiff_t>(k) * 2 * lanes] = T(0);
         }
       }
     }
@@ -59,61 +61,6 @@ T* pack_gate_rows(T* to, const T* w, int N, int H, int lanes) {
     const int gate = m / lanes % 4, unit = m / (4 * lanes) * lanes + m % lanes;
     return unit < H ? w + (static_cast<ptrdiff_t>(gate) * H + unit) * N : nullptr;
   });
-}
-
-// Sequences by descending length (ties in order), empty ones left out.
-std::vector<int32_t> by_length(const int32_t* cu_seqlens, int batch) {
-  std::vector<int32_t> order;
-  order.reserve(static_cast<size_t>(batch));
-  for (int b = 0; b < batch; ++b)
-    if (cu_seqlens[b + 1] > cu_seqlens[b]) order.push_back(b);
-  std::stable_sort(order.begin(), order.end(), [=](int32_t a, int32_t b) {
-    return cu_seqlens[a + 1] - cu_seqlens[a] > cu_seqlens[b + 1] - cu_seqlens[b];
-  });
-  return order;
-}
-
-// The batch cut into groups of sequences of like length, each to be run once in each direction.
-class Plan {
- public:
-  Plan(const int32_t* cu_seqlens, int batch, int threads) {
-    const std::vector<int32_t> order = by_length(cu_seqlens, batch);
-    const int n = static_cast<int>(order.size());
-    first_[0].resize(order.size());
-    first_[1].resize(order.size());
-    length_.resize(order.size());
-    for (size_t r = 0; r < order.size(); ++r) {
-      first_[0][r] = cu_seqlens[order[r]];
-      first_[1][r] = cu_seqlens[order[r] + 1] - 1;
-      length_[r] = cu_seqlens[order[r] + 1] - cu_seqlens[order[r]];
-    }
-    const int per_direction = (std::max(threads, 1) + 1) / 2;
-    int groups = std::max((n + kMaxGroupRows - 1) / kMaxGroupRows, std::min(n, per_direction));
-    for (int start = 0; groups > 0; --groups) {
-      const int rows = (n - start + groups - 1) / groups;
-      starts_.push_back({start, rows});
-      start += rows;
-    }
-  }
-
-  int tasks() const { return 2 * static_cast<int>(starts_.size()); }
-  static int direction(int task) { return task & 1; }
-  LstmGroup group(int task) const {
-    const auto [start, rows] = starts_[static_cast<size_t>(task / 2)];
-    const int d = direction(task);
-    return {first_[d].data() + start, length_.data() + start, rows, d == 1};
-  }
-
- private:
-  std::vector<int32_t> first_[2], length_;
-  std::vector<std::pair<int, int>> starts_;
-};
-
-// Workspace of the calling thread, handed out by slot to those that work for it.
-template <class T>
-T* thread_workspace(size_t size) {
-  static thread_local AlignedBuffer<T> buffer;
-  return buffer.reserve(size);
 }
 
 }  // namespace
@@ -154,25 +101,6 @@ BiLstmWeights<T>::BiLstmWeights(const Direction& forward, const Direction& rever
 }
 
 template <class T>
-void bilstm_forward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens,
-                    int batch, T* out, T* reserve, int threads) {
-  if (threads <= 0) threads = default_threads();
-  const int H = weights.hidden_size();
-  const Plan plan(cu_seqlens, batch, threads);
-  const size_t reserve_direction = lstm_reserve_size(cu_seqlens[batch], H) / 2;
-  const size_t size = lstm_forward_workspace(H);
-  T* workspace =
-      thread_workspace<T>(size * static_cast<size_t>(parallel_slots(plan.tasks(), threads)));
-  parallel_for(plan.tasks(), threads, [&](int task, int slot) {
-    const int d = Plan::direction(task);
-    weights.table().lstm_forward(
-        {weights.direction(d), plan.group(task), x, out + d * H, 2 * H,
-         reserve == nullptr ? nullptr : reserve + static_cast<size_t>(d) * reserve_direction,
-         workspace + static_cast<size_t>(slot) * size});
-  });
-}
-
-template <class T>
 void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens,
                      int batch, const T* out, T* reserve, const T* grad_out, T* grad_x,
                      const LstmGrads<T>* grads, int threads) {
@@ -189,7 +117,7 @@ void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t*
     const Plan plan(cu_seqlens, batch, threads);
     const size_t size = lstm_backward_workspace(H);
     T* workspace =
-        thread_workspace<T>(size * static_cast<size_t>(parallel_slots(plan.tasks(), threads)));
+        bilstm_workspace<T>(size * static_cast<size_t>(parallel_slots(plan.tasks(), threads)));
     parallel_for(plan.tasks(), threads, [&](int task, int slot) {
       const int d = Plan::direction(task);
       table.lstm_backward({weights.direction(d), plan.group(task), grad_out + d * H, 2 * H,
@@ -233,7 +161,7 @@ void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t*
   const int parts = std::max(1, std::min(blocks, (threads + 1) / 2));  // of the gate columns
   const size_t size = lstm_weight_grad_workspace(std::max(I, H));
   T* workspace =
-      thread_workspace<T>(size * static_cast<size_t>(parallel_slots(2 * parts, threads)));
+      bilstm_workspace<T>(size * static_cast<size_t>(parallel_slots(2 * parts, threads)));
   parallel_for(2 * parts, threads, [&](int task, int slot) {
     const int d = task & 1, part = task / 2;
     LstmWeightGradArgs<T> args{reserve + static_cast<size_t>(d) * reserve_direction,
@@ -324,8 +252,6 @@ void embedding_grad(const int32_t* ids, const T* grad_out, int64_t total, int em
 #define XDF_INSTANTIATE(T)                                                                        \
   template class BiLstmWeights<T>;                                                                \
   template class LinearWeights<T>;                                                                \
-  template void bilstm_forward(const BiLstmWeights<T>&, const T*, const int32_t*, int, T*, T*,    \
-                               int);                                                              \
   template void bilstm_backward(const BiLstmWeights<T>&, const T*, const int32_t*, int, const T*, \
                                 T*, const T*, T*, const LstmGrads<T>*, int);                      \
   template void embedding_gather(const T*, int, const int32_t*, int64_t, T*, int);                \

@@ -1,9 +1,10 @@
 // Matrix products for few rows: C[m, :] = init[m, :] + sum_k A[m, k] B[k, :], B packed in panels.
 //
 // A tile holds MR rows x NV registers of C in registers and runs over k: NV loads of the panel and
-// MR broadcasts of A for MR * NV multiply-adds. With 16 registers (AVX2) 3 x 4 is the largest tile
-// whose loads (7) stay below what its arithmetic (12 multiply-adds, 6 cycles) leaves time for;
-// AVX-512 takes 4 x 4, more rows gain nothing there and g++ starts to spill.
+// MR broadcasts of A for MR * NV multiply-adds. With 16 registers (AVX2) 6 x 2 leaves one register
+// for the broadcast and keeps the loads (8) well below what the arithmetic (12 multiply-adds, 6
+// cycles) leaves time for; it reads a panel at a third of what the second-level cache delivers.
+// AVX-512 takes 8 x 2, more rows gain nothing there and g++ starts to spill.
 //
 // K is cut into blocks whose piece of a panel stays in the first-level cache while all rows pass
 // over it. Each block is summed from zero and then added to C: many short sums lose fewer digits
@@ -18,39 +19,53 @@ namespace xdf {
 namespace XDF_ISA {
 
 #if defined(XDF_ISA_avx512)
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 8;
+#elif defined(XDF_ISA_avx2)
+constexpr int kTileRows = 6;
 #else
-constexpr int kTileRows = 3;
+constexpr int kTileRows = 4;  // without fused multiply-adds a product takes a register of its own
 #endif
-constexpr int kPanelBlockBytes =
-    14 * 1024;  // of a panel at a time: leaves the rows room in a 32 KB L1
+constexpr int kPanelBlockBytes = 20 * 1024;  // of a panel: leaves the rows room in a 32 KB L1
 
-// Rows for the next tile when `left` remain: a single left-over row runs at half speed (too few
-// sums in flight), so 4 = 2 + 2.
+// Rows for the next tile when `left` remain: as even as they come, because a tile of few rows runs
+// at a fraction of the speed (too few sums in flight).
 XDF_INLINE int next_tile_rows(int left) {
-  if (left == kTileRows + 1 && left > 2) return left - 2;
-  return left < kTileRows ? left : kTileRows;
+  const int tiles = (left + kTileRows - 1) / kTileRows;
+  return (left + tiles - 1) / tiles;
 }
 
-// acc[r][v] += sum_{k < K} a[r][k * a_stride] * panel[k][v]
-template <class T, int MR, int NV>
-XDF_INLINE void tile_multiply(const T* const* a, ptrdiff_t a_stride, const T* panel, int K,
-                              Vec<T> (&acc)[MR][NV]) {
+// Memory to be fetched while a tile is computed, `bytes_per_k` each k.
+struct Prefetch {
+  const char* at;
+  int bytes_per_k;
+};
+
+// acc[r][p][v] += sum_{k < K} a[r][k * a_stride] * B[k][v] of panel p, which starts at panel + p *
+// panel_stride
+template <bool kPrefetch, class T, int MR, int P, int NV>
+XDF_INLINE void tile_multiply(const T* const (&a)[MR], ptrdiff_t a_stride, const T* panel,
+                              ptrdiff_t panel_stride, int K, Prefetch ahead,
+                              Vec<T> (&acc)[MR][P][NV]) {
   constexpr int lanes = Vec<T>::lanes;
-  const T* rows[MR];
-  XDF_UNROLL
-  for (int r = 0; r < MR; ++r) rows[r] = a[r];
+  ptrdiff_t at = 0;
   for (int k = 0; k < K; ++k) {
-    Vec<T> b[NV];
-    XDF_UNROLL
-    for (int v = 0; v < NV; ++v) b[v] = Vec<T>::load(panel + v * lanes);
-    XDF_UNROLL
-    for (int r = 0; r < MR; ++r) {
-      const Vec<T> value = Vec<T>::set1(*rows[r]);
-      rows[r] += a_stride;
-      XDF_UNROLL
-      for (int v = 0; v < NV; ++v) acc[r][v] = Vec<T>::fma(value, b[v], acc[r][v]);
+    if constexpr (kPrefetch) {
+      XDF_PREFETCH(ahead.at);
+      ahead.at += ahead.bytes_per_k;
     }
+    XDF_UNROLL
+    for (int p = 0; p < P; ++p) {
+      Vec<T> b[NV];
+      XDF_UNROLL
+      for (int v = 0; v < NV; ++v) b[v] = Vec<T>::load(panel + p * panel_stride + v * lanes);
+      XDF_UNROLL
+      for (int r = 0; r < MR; ++r) {
+        const Vec<T> value = Vec<T>::set1(a[r][at]);
+        XDF_UNROLL
+        for (int v = 0; v < NV; ++v) acc[r][p][v] = Vec<T>::fma(value, b[v], acc[r][p][v]);
+      }
+    }
+    at += a_stride;
     panel += NV * lanes;
   }
 }
@@ -66,97 +81,87 @@ XDF_INLINE int k_block(int K, int columns) {
 
 enum class Start { kZero, kBias, kAccumulate };
 
-template <class T, int MR, int NV>
-static void gemm_tile(const T* const* a, ptrdiff_t a_stride, const T* panel, int K, T* const* c,
-                      int col, int N, Start start, const T* bias) {
+// Rows [m, m + MR) and P panels of NV registers from column `col`, k in [k0, k0 + K).
+template <class T, int MR, int P, int NV>
+static void gemm_tile(const GemmArgs<T>& args, int m, const T* panel, int k0, int K, int col,
+                      Start start) {
   constexpr int lanes = Vec<T>::lanes;
-  Vec<T> acc[MR][NV];
-  const bool whole = col + NV * lanes <= N;
+  const int N = args.b.N;
+  const T* a[MR];
   XDF_UNROLL
-  for (int r = 0; r < MR; ++r) {
-    XDF_UNROLL
-    for (int v = 0; v < NV; ++v)
-      acc[r][v] = start == Start::kBias ? Vec<T>::load(bias + col + v * lanes) : Vec<T>::set1(T(0));
+  for (int r = 0; r < MR; ++r) a[r] = args.a_rows[m + r] + k0 * args.a_stride;
+  Vec<T> acc[MR][P][NV];
+  XDF_UNROLL
+  for (int i = 0; i < MR * P * NV; ++i) {
+    acc[i / (P * NV)][i / NV % P][i % NV] =
+        start == Start::kBias ? Vec<T>::load(args.bias + col + i % (P * NV) * lanes)
+                              : Vec<T>::set1(T(0));
   }
-  tile_multiply<T, MR, NV>(a, a_stride, panel, K, acc);
+  tile_multiply<false>(a, args.a_stride, panel + static_cast<ptrdiff_t>(k0) * NV * lanes,
+                       static_cast<ptrdiff_t>(args.b.K) * NV * lanes, K, {}, acc);
+  const bool whole = col + P * NV * lanes <= N;
   XDF_UNROLL
-  for (int r = 0; r < MR; ++r) {
-    XDF_UNROLL
-    for (int v = 0; v < NV; ++v) {
-      const int at = col + v * lanes;
-      T* to = c[r] + at;
-      if (whole) {
-        if (start == Start::kAccumulate) acc[r][v] = acc[r][v] + Vec<T>::load(to);
-        acc[r][v].store(to);
-      } else if (at < N) {
-        if (start == Start::kAccumulate) acc[r][v] = acc[r][v] + Vec<T>::load_n(to, N - at);
-        acc[r][v].store_n(to, N - at);
-      }
+  for (int i = 0; i < MR * P * NV; ++i) {
+    Vec<T> sum = acc[i / (P * NV)][i / NV % P][i % NV];
+    const int at = col + i % (P * NV) * lanes;
+    T* to = args.c_rows[m + i / (P * NV)] + at;
+    if (whole) {
+      if (start == Start::kAccumulate) sum = sum + Vec<T>::load(to);
+      sum.store(to);
+    } else if (at < N) {
+      if (start == Start::kAccumulate) sum = sum + Vec<T>::load_n(to, N - at);
+      sum.store_n(to, N - at);
     }
   }
 }
 
-template <class T, int NV>
-static void gemm_panel_block(const GemmArgs<T>& args, const T* panel, int k0, int K, int col,
-                             Start start) {
-  const T* a[kTileRows];
-  for (int m = 0; m < args.M;) {
-    const int rows = next_tile_rows(args.M - m);
-    for (int r = 0; r < rows; ++r) a[r] = args.a_rows[m + r] + k0 * args.a_stride;
-    T* const* c = args.c_rows + m;
-    switch (rows) {
-      case 1:
-        gemm_tile<T, 1, NV>(a, args.a_stride, panel, K, c, col, args.b.N, start, args.bias);
-        break;
-      case 2:
-        gemm_tile<T, 2, NV>(a, args.a_stride, panel, K, c, col, args.b.N, start, args.bias);
-        break;
-      case 3:
-        gemm_tile<T, 3, NV>(a, args.a_stride, panel, K, c, col, args.b.N, start, args.bias);
-        break;
-      default:
-        gemm_tile<T, kTileRows, NV>(a, args.a_stride, panel, K, c, col, args.b.N, start, args.bias);
-    }
-    m += rows;
+// A tile of `rows` rows, at most MR.
+template <class T, int P, int NV, int MR>
+XDF_INLINE void gemm_tile_of(int rows, const GemmArgs<T>& args, int m, const T* panel, int k0,
+                             int K, int col, Start start) {
+  if constexpr (MR > 1) {
+    if (rows < MR) return gemm_tile_of<T, P, NV, MR - 1>(rows, args, m, panel, k0, K, col, start);
   }
+  gemm_tile<T, MR, P, NV>(args, m, panel, k0, K, col, start);
+}
+
+// P panels of NV registers each, all rows, at most MR of them at a time.
+template <class T, int P, int NV, int MR = kTileRows>
+static void gemm_panels(const GemmArgs<T>& args, const T* panel, int col) {
+  const int K = args.b.K;
+  const int depth = k_block<T>(K, NV * Vec<T>::lanes);
+  Start start =
+      args.accumulate ? Start::kAccumulate : (args.bias != nullptr ? Start::kBias : Start::kZero);
+  int k0 = 0;
+  do {  // at least once: with K = 0 rows still take their start value
+    const int k = K - k0 < depth ? K - k0 : depth;
+    for (int m = 0; m < args.M;) {
+      const int rows = next_tile_rows(args.M - m);
+      gemm_tile_of<T, P, NV, MR>(rows, args, m, panel, k0, k, col, start);
+      m += rows;
+    }
+    start = Start::kAccumulate;
+    k0 += depth;
+  } while (k0 < K);
 }
 
 template <class T>
 static void gemm(const GemmArgs<T>& args) {
   constexpr int lanes = Vec<T>::lanes;
-  const int K = args.b.K;
   const int num_vecs = (args.b.N + lanes - 1) / lanes;
-  const Start first =
-      args.accumulate ? Start::kAccumulate : (args.bias != nullptr ? Start::kBias : Start::kZero);
+  const int pairs = num_vecs / 2;  // panels of two registers; they come first
+  const ptrdiff_t panel_size = static_cast<ptrdiff_t>(args.b.K) * 2 * lanes;
   const T* panel = args.b.data;
-  int col = 0;
-  for (int p = 0; p < panel_count(num_vecs); ++p) {
-    const int vecs = panel_vecs(num_vecs, p);
-    const int columns = vecs * lanes;
-    const int depth = k_block<T>(K, columns);
-    int k0 = 0;
-    do {  // at least once: with K = 0 rows still take their start value
-      const int k = K - k0 < depth ? K - k0 : depth;
-      const T* block = panel + static_cast<ptrdiff_t>(k0) * columns;
-      const Start start = k0 == 0 ? first : Start::kAccumulate;
-      switch (vecs) {
-        case 1:
-          gemm_panel_block<T, 1>(args, block, k0, k, col, start);
-          break;
-        case 2:
-          gemm_panel_block<T, 2>(args, block, k0, k, col, start);
-          break;
-        case 3:
-          gemm_panel_block<T, 3>(args, block, k0, k, col, start);
-          break;
-        default:
-          gemm_panel_block<T, 4>(args, block, k0, k, col, start);
-      }
-      k0 += depth;
-    } while (k0 < K);
-    panel += static_cast<ptrdiff_t>(K) * columns;
-    col += columns;
-  }
+  int p = 0;
+  // Few rows: several panels at a time, for as many sums in flight.
+  if (args.M == 1)
+    for (; p + 4 <= pairs; p += 4)
+      gemm_panels<T, 4, 2, 1>(args, panel + p * panel_size, 2 * p * lanes);
+  if (args.M <= 3)
+    for (; p + 2 <= pairs; p += 2)
+      gemm_panels<T, 2, 2, 3>(args, panel + p * panel_size, 2 * p * lanes);
+  for (; p < pairs; ++p) gemm_panels<T, 1, 2>(args, panel + p * panel_size, 2 * p * lanes);
+  if (num_vecs % 2 != 0) gemm_panels<T, 1, 1>(args, panel + p * panel_size, 2 * p * lanes);
 }
 
 }  // namespace XDF_ISA

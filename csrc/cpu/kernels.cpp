@@ -15,7 +15,7 @@ namespace XDF_ISA {
 
 extern const KernelTable<float> table_float;
 const KernelTable<float> table_float = {
-    XDF_STRING(XDF_ISA),  Vec<float>::lanes,       gemm<float>,        lstm_forward<float>,
+    XDF_STRING(XDF_ISA),  Vec<float>::lanes,       gemm<float>,        lstm_step<float>,
     lstm_backward<float>, lstm_weight_grad<float>, crf_prepare<float>, crf_log_likelihood<float>,
     crf_grad<float>,      viterbi_prepare<float>,  viterbi<float>,     softmax<float>,
 };
@@ -24,7 +24,7 @@ const KernelTable<float> table_float = {
 extern const KernelTable<double> table_double;
 const KernelTable<double> table_double = {
     XDF_STRING(XDF_ISA),   Vec<double>::lanes,
-    gemm<double>,          lstm_forward<double>,
+    gemm<double>,          lstm_step<double>,
     lstm_backward<double>, lstm_weight_grad<double>,
     crf_prepare<double>,   crf_log_likelihood<double>,
     crf_grad<double>,      viterbi_prepare<double>,

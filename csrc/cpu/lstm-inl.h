@@ -5,14 +5,16 @@
 //   c_t = sigmoid(a_f) c_{t-1} + sigmoid(a_i) tanh(a_g)
 //   h_t = sigmoid(a_o) tanh(c_t)
 //
-// Work per token: 4H (I + H) multiply-adds and 5 transcendental functions a unit. Weights are
-// packed so that a tile's four registers are the four gates of the same hidden units: the gates
-// never leave registers before h and c are done. The input half is a plain product over a chunk of
-// steps at a time, so that W_ih is fetched once a chunk; the recurrent half runs step by step, all
-// rows of the group passing over one block of units while its weights lie in L1.
+// Work per token: 4H (I + H) multiply-adds and 5 transcendental functions a unit. The input half is
+// an ordinary gemm over a chunk of steps (cpu/bilstm_forward.cpp), so that W_ih is fetched once a
+// chunk. The recurrent half runs step by step, here: all rows of the group pass over one block of
+// units while its weights lie in L1, first for the gates i and f, then for g and o, whose tile ends
+// with c and h. Few rows take all gates in one pass.
 //
-// Each step starts with the unit block the previous one ended with: where W_hh is larger than a
-// cache level, what that level still holds is used before it is evicted.
+// A step that begins with the unit block the previous one ended with (LstmStepArgs::descending)
+// still finds there, where W_hh is larger than a cache level, what that level holds. And where W_hh
+// is larger than the second level, each tile fetches a share of the piece of the weights that comes
+// next: all rows pass over a piece before the next is read, and no hardware sees that coming.
 #pragma once
 
 #include "cpu/activations-inl.h"
@@ -21,175 +23,185 @@
 namespace xdf {
 namespace XDF_ISA {
 
-XDF_INLINE int lstm_token(const LstmGroup& group, int row, int step) {
-  return group.reverse ? group.first[row] - step : group.first[row] + step;
-}
+constexpr int kL2Bytes = 768 * 1024;  // weights that stay in it from step to step, about
 
-// Rows of the group that are longer than `step`.
-XDF_INLINE int lstm_active_rows(const LstmGroup& group, int step, int rows) {
-  while (rows > 0 && group.length[rows - 1] <= step) --rows;
-  return rows;
-}
-
-// What a tile of rows reads and writes at one step besides the weights. [r] = row of the tile.
+// From the pre-activations of `lanes` units of one row to c and h.
 template <class T>
-struct LstmTileRows {
-  const T* h_prev[kTileRows];
-  T* gates[kTileRows];  // in: pre-activations; out, when training: activated gates
-  T* c_prev[kTileRows];
-  T* c[kTileRows];
-  T* h[kTileRows];
-  T* out[kTileRows];
-};
-
-template <class T, int MR, bool kTraining>
-static void lstm_tile(const LstmTileRows<T>& rows, int k0, int K, const T* panel, int unit, int H,
-                      bool last_block, bool first_step) {
+XDF_INLINE void lstm_cell(const LstmStepArgs<T>& args, int row, int unit, Vec<T> a_i, Vec<T> a_f,
+                          Vec<T> a_g, Vec<T> a_o) {
   constexpr int lanes = Vec<T>::lanes;
-  Vec<T> acc[MR][4];
-  const T* a[MR];
+  // Over common denominators: two divisions in place of five.
+  const Ratio<T> i = sigmoid_ratio(a_i);
+  const Ratio<T> f = sigmoid_ratio(a_f);
+  const Ratio<T> g = tanh_ratio(a_g);
+  const Ratio<T> o = sigmoid_ratio(a_o);
+  T* c_at = args.c[row] + unit;
+  const Vec<T> c_prev = args.first ? Vec<T>::set1(T(0)) : Vec<T>::load(c_at + args.c_prev);
+  const Vec<T> ig = i.den * g.den;
+  const Vec<T> c = Vec<T>::fma(f.num * c_prev, ig, i.num * g.num * f.den) / (f.den * ig);
+  const Ratio<T> tanh_c = tanh_ratio(c);
+  const Vec<T> h = (o.num * tanh_c.num) / (o.den * tanh_c.den);
+  c.store(c_at);
+  h.store(args.h_next + row * args.h_stride + unit);
+  if (args.keep_gates) {
+    T* gates = args.gates[row] + 4 * unit;
+    (i.num / i.den).store(gates);
+    (f.num / f.den).store(gates + lanes);
+    (g.num / g.den).store(gates + 2 * lanes);
+    (o.num / o.den).store(gates + 3 * lanes);
+  }
+}
+
+// Rows [m, m + MR), the pair of gates i and f or (kLastPair) g and o of the `lanes` units from
+// `unit`, k in [k0, k0 + K).
+template <class T, int MR, bool kPrefetch, bool kLastPair>
+static void lstm_tile(const LstmStepArgs<T>& args, int m, const T* panel, int k0, int K, int unit,
+                      Prefetch ahead) {
+  constexpr int lanes = Vec<T>::lanes;
+  T* gates[MR];
+  Vec<T> acc[MR][1][2];
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
-    a[r] = rows.h_prev[r] + k0;
+    gates[r] = args.gates[m + r] + 4 * unit;
     XDF_UNROLL
-    for (int v = 0; v < 4; ++v) acc[r][v] = Vec<T>::load(rows.gates[r] + unit * 4 + v * lanes);
+    for (int v = 0; v < 2; ++v) acc[r][0][v] = Vec<T>::load(gates[r] + (v + 2 * kLastPair) * lanes);
   }
-  if (!first_step) tile_multiply<T, MR, 4>(a, 1, panel, K, acc);
-  if (!last_block) {
+  if (!args.first) {
+    const T* h_prev[MR];
     XDF_UNROLL
-    for (int r = 0; r < MR; ++r) {
+    for (int r = 0; r < MR; ++r) h_prev[r] = args.h_prev + (m + r) * args.h_stride + k0;
+    tile_multiply<kPrefetch>(h_prev, 1, panel, 0, K, ahead, acc);
+  }
+  const bool complete = kLastPair && k0 + K == args.weights.hidden_size;
+  XDF_UNROLL
+  for (int r = 0; r < MR; ++r) {
+    if (complete) {
+      lstm_cell(args, m + r, unit, Vec<T>::load(gates[r]), Vec<T>::load(gates[r] + lanes),
+                acc[r][0][0], acc[r][0][1]);
+    } else {
       XDF_UNROLL
-      for (int v = 0; v < 4; ++v) acc[r][v].store(rows.gates[r] + unit * 4 + v * lanes);
-    }
-    return;
-  }
-  XDF_UNROLL
-  for (int r = 0; r < MR; ++r) {
-    // Over common denominators: two divisions in place of five.
-    const Ratio<T> i = sigmoid_ratio(acc[r][0]);
-    const Ratio<T> f = sigmoid_ratio(acc[r][1]);
-    const Ratio<T> g = tanh_ratio(acc[r][2]);
-    const Ratio<T> o = sigmoid_ratio(acc[r][3]);
-    const Vec<T> c_prev = first_step ? Vec<T>::set1(T(0)) : Vec<T>::load(rows.c_prev[r] + unit);
-    const Vec<T> ig = i.den * g.den;
-    const Vec<T> c = Vec<T>::fma(f.num * c_prev, ig, i.num * g.num * f.den) / (f.den * ig);
-    const Ratio<T> tanh_c = tanh_ratio(c);
-    const Vec<T> h = (o.num * tanh_c.num) / (o.den * tanh_c.den);
-    c.store(rows.c[r] + unit);
-    h.store(rows.h[r] + unit);
-    if (unit + lanes <= H)
-      h.store(rows.out[r] + unit);
-    else
-      h.store_n(rows.out[r] + unit, H - unit);
-    if constexpr (kTraining) {
-      (i.num / i.den).store(rows.gates[r] + unit * 4);
-      (f.num / f.den).store(rows.gates[r] + unit * 4 + lanes);
-      (g.num / g.den).store(rows.gates[r] + unit * 4 + 2 * lanes);
-      (o.num / o.den).store(rows.gates[r] + unit * 4 + 3 * lanes);
+      for (int v = 0; v < 2; ++v) acc[r][0][v].store(gates[r] + (v + 2 * kLastPair) * lanes);
     }
   }
 }
 
-template <class T, bool kTraining>
-static void lstm_forward_impl(const LstmForwardArgs<T>& args) {
-  constexpr int lanes = Vec<T>::lanes;
-  const LstmGroup& group = args.group;
+template <class T, bool kPrefetch, bool kLastPair, int MR = kTileRows>
+XDF_INLINE void lstm_tile_of(int rows, const LstmStepArgs<T>& args, int m, const T* panel, int k0,
+                             int K, int unit, Prefetch ahead) {
+  if constexpr (MR > 1) {
+    if (rows < MR)
+      return lstm_tile_of<T, kPrefetch, kLastPair, MR - 1>(rows, args, m, panel, k0, K, unit,
+                                                           ahead);
+  }
+  lstm_tile<T, MR, kPrefetch, kLastPair>(args, m, panel, k0, K, unit, ahead);
+}
+
+// All rows and one pair of gates of one block of units; next_panel is what will be read next.
+template <class T, bool kPrefetch, bool kLastPair>
+XDF_INLINE void lstm_panel(const LstmStepArgs<T>& args, const T* panel, int unit,
+                           const T* next_panel) {
+  constexpr int columns = 2 * Vec<T>::lanes;
   const int H = args.weights.hidden_size;
-  const int I = args.weights.input_size;
-  const int Hp = round_up(H, kHiddenAlign);
-  const int blocks = (H + lanes - 1) / lanes;
-  const ptrdiff_t gate_row = 4 * static_cast<ptrdiff_t>(Hp);
-  const ptrdiff_t reserve_row = 5 * static_cast<ptrdiff_t>(Hp);
-  // An odd number of cache lines, so that rows do not crowd into the same sets.
-  const ptrdiff_t h_row = Hp + kHiddenAlign;
-  const int steps = group.length[0];
-  const int chunk = lstm_chunk_steps(group.rows);
-  const int depth = k_block<T>(H, 4 * lanes);
-
-  T* pre = args.workspace;
-  T* h[2];
-  h[0] = pre + gate_row * (kInputChunkRows + kMaxGroupRows);
-  h[1] = h[0] + h_row * kMaxGroupRows;
-  T* c_state = h[1] + h_row * kMaxGroupRows;
-
-  const T* x_rows[kInputChunkRows + kMaxGroupRows];
-  T* gate_rows[kInputChunkRows + kMaxGroupRows];
-  int rows = group.rows;
-  for (int chunk_start = 0; chunk_start < steps; chunk_start += chunk) {
-    // Input half of the chunk's steps: rows of `gate_rows`, step after step.
-    const int chunk_end = chunk_start + chunk < steps ? chunk_start + chunk : steps;
-    int count = 0;
-    for (int s = chunk_start, active = rows; s < chunk_end; ++s) {
-      active = lstm_active_rows(group, s, active);
-      for (int r = 0; r < active; ++r, ++count) {
-        const ptrdiff_t token = lstm_token(group, r, s);
-        x_rows[count] = args.x + token * I;
-        gate_rows[count] = kTraining ? args.reserve + token * reserve_row : pre + count * gate_row;
-      }
+  const int depth = k_block<T>(H, columns);
+  const int tiles = (args.rows + kTileRows - 1) / kTileRows;
+  const int share = (columns * static_cast<int>(sizeof(T)) + tiles - 1) / tiles;
+  if (args.first && !kLastPair) return;  // no product to add
+  for (int k0 = args.first ? (H - 1) / depth * depth : 0; k0 < H; k0 += depth) {
+    const int k = H - k0 < depth ? H - k0 : depth;
+    const T* piece = panel + static_cast<ptrdiff_t>(k0) * columns;
+    const T* next = k0 + k < H ? piece + static_cast<ptrdiff_t>(k) * columns : next_panel;
+    Prefetch ahead{reinterpret_cast<const char*>(next), share};
+    for (int m = 0; m < args.rows;) {
+      const int rows = next_tile_rows(args.rows - m);
+      lstm_tile_of<T, kPrefetch, kLastPair>(rows, args, m, piece, k0, k, unit, ahead);
+      ahead.at += static_cast<ptrdiff_t>(k) * share;
+      m += rows;
     }
-    GemmArgs<T> input{
-        x_rows, 1, count, {args.weights.input, I, blocks * 4 * lanes}, gate_rows, args.weights.bias,
-        false};
-    gemm<T>(input);
+  }
+}
 
-    int offset = 0;
-    for (int s = chunk_start; s < chunk_end; ++s) {
-      rows = lstm_active_rows(group, s, rows);
-      const T* h_prev = h[(s + 1) & 1];
-      T* h_next = h[s & 1];
-      for (int n = 0; n < blocks; ++n) {
-        const int block = s & 1 ? blocks - 1 - n : n;
-        const T* panel = args.weights.recurrent + static_cast<ptrdiff_t>(block) * H * 4 * lanes;
-        for (int k0 = 0; k0 < H; k0 += depth) {
-          const int k = H - k0 < depth ? H - k0 : depth;
-          const bool last = k0 + k == H;
-          if (s == 0 && !last) continue;  // h_{-1} = 0: nothing to add
-          for (int m = 0; m < rows;) {
-            const int tile = next_tile_rows(rows - m);
-            LstmTileRows<T> at;
-            for (int r = 0; r < tile; ++r) {
-              const ptrdiff_t token = lstm_token(group, m + r, s);
-              at.h_prev[r] = h_prev + (m + r) * h_row;
-              at.gates[r] = gate_rows[offset + m + r];
-              if (kTraining) {
-                at.c[r] = args.reserve + token * reserve_row + gate_row;
-                at.c_prev[r] = group.reverse ? at.c[r] + reserve_row : at.c[r] - reserve_row;
-              } else {
-                at.c[r] = at.c_prev[r] = c_state + (m + r) * h_row;
-              }
-              at.h[r] = h_next + (m + r) * h_row;
-              at.out[r] = args.out + token * args.out_stride;
-            }
-            const T* weights = panel + static_cast<ptrdiff_t>(k0) * 4 * lanes;
-            const int unit = block * lanes;
-            switch (tile) {
-              case 1:
-                lstm_tile<T, 1, kTraining>(at, k0, k, weights, unit, H, last, s == 0);
-                break;
-              case 2:
-                lstm_tile<T, 2, kTraining>(at, k0, k, weights, unit, H, last, s == 0);
-                break;
-              case 3:
-                lstm_tile<T, 3, kTraining>(at, k0, k, weights, unit, H, last, s == 0);
-                break;
-              default:
-                lstm_tile<T, kTileRows, kTraining>(at, k0, k, weights, unit, H, last, s == 0);
-            }
-            m += tile;
-          }
-        }
-      }
-      offset += rows;
-    }
+template <class T, bool kPrefetch>
+static void lstm_units(const LstmStepArgs<T>& args, int begin, int end) {
+  constexpr int lanes = Vec<T>::lanes;
+  const ptrdiff_t panel_size = static_cast<ptrdiff_t>(args.weights.hidden_size) * 2 * lanes;
+  for (int n = begin; n < end; ++n) {
+    const int block = args.descending ? begin + end - 1 - n : n;
+    const T* panel = args.weights.recurrent + 2 * block * panel_size;
+    lstm_panel<T, kPrefetch, false>(args, panel, block * lanes, panel + panel_size);
+    const T* next = args.descending ? panel - 2 * panel_size : panel + 2 * panel_size;
+    lstm_panel<T, kPrefetch, true>(args, panel + panel_size, block * lanes, next);
+  }
+}
+
+// All MR rows of a group of few, U blocks of units from `block`: all gates at once, to have enough
+// sums in flight. In one pass over k: no other rows wait for the weights.
+template <class T, int MR, int U>
+static void lstm_few_rows(const LstmStepArgs<T>& args, int block) {
+  constexpr int lanes = Vec<T>::lanes;
+  const int H = args.weights.hidden_size;
+  const ptrdiff_t panel_size = static_cast<ptrdiff_t>(H) * 2 * lanes;
+  Vec<T> acc[MR][2 * U][2];
+  const T* h_prev[MR];
+  XDF_UNROLL
+  for (int r = 0; r < MR; ++r) {
+    h_prev[r] = args.h_prev + r * args.h_stride;
+    XDF_UNROLL
+    for (int v = 0; v < 4 * U; ++v)
+      acc[r][v / 2][v % 2] = Vec<T>::load(args.gates[r] + (block * 4 + v) * lanes);
+  }
+  if (!args.first)
+    tile_multiply<false>(h_prev, 1, args.weights.recurrent + 2 * block * panel_size, panel_size, H,
+                         {}, acc);
+  XDF_UNROLL
+  for (int r = 0; r < MR; ++r) {
+    XDF_UNROLL
+    for (int u = 0; u < U; ++u)
+      lstm_cell(args, r, (block + u) * lanes, acc[r][2 * u][0], acc[r][2 * u][1],
+                acc[r][2 * u + 1][0], acc[r][2 * u + 1][1]);
+  }
+}
+
+template <class T, int MR, int U>
+static void lstm_units_few_rows(const LstmStepArgs<T>& args, int begin, int end) {
+  const int whole = (end - begin) / U * U;
+  if (!args.descending)
+    for (int n = 0; n < whole; n += U) lstm_few_rows<T, MR, U>(args, begin + n);
+  for (int n = whole; n < end - begin; ++n) lstm_few_rows<T, MR, 1>(args, begin + n);
+  if (args.descending)
+    for (int n = whole; n > 0; n -= U) lstm_few_rows<T, MR, U>(args, begin + n - U);
+}
+
+// Rows of `out` lie far apart, often at the same place in their pages and so in the same sets of
+// the cache: a row at a time, and not a register from each row in turn.
+template <class T>
+static void lstm_write_out(const LstmStepArgs<T>& args) {
+  constexpr int lanes = Vec<T>::lanes;
+  for (int r = 0; r < args.rows; ++r) {
+    const T* h = args.h_next + r * args.h_stride;
+    int unit = args.unit_begin;
+    for (; unit + lanes <= args.unit_end; unit += lanes)
+      Vec<T>::load(h + unit).store(args.out[r] + unit);
+    if (unit < args.unit_end)
+      Vec<T>::load(h + unit).store_n(args.out[r] + unit, args.unit_end - unit);
   }
 }
 
 template <class T>
-static void lstm_forward(const LstmForwardArgs<T>& args) {
-  if (args.reserve != nullptr)
-    lstm_forward_impl<T, true>(args);
+static void lstm_step(const LstmStepArgs<T>& args) {
+  constexpr int lanes = Vec<T>::lanes;
+  const ptrdiff_t H = args.weights.hidden_size;
+  const int begin = args.unit_begin / lanes, end = (args.unit_end + lanes - 1) / lanes;
+  if (args.rows == 1)
+    lstm_units_few_rows<T, 1, 2>(args, begin, end);
+  else if (args.rows == 2)
+    lstm_units_few_rows<T, 2, 1>(args, begin, end);
+  else if (args.rows == 3)
+    lstm_units_few_rows<T, 3, 1>(args, begin, end);
+  else if (4 * H * H * static_cast<ptrdiff_t>(sizeof(T)) > kL2Bytes)
+    lstm_units<T, true>(args, begin, end);
   else
-    lstm_forward_impl<T, false>(args);
+    lstm_units<T, false>(args, begin, end);
+  lstm_write_out(args);
 }
 
 }  // namespace XDF_ISA

@@ -16,6 +16,10 @@
 namespace xdf {
 namespace XDF_ISA {
 
+XDF_INLINE int lstm_token(const LstmGroup& group, int row, int step) {
+  return group.reverse ? group.first[row] - step : group.first[row] + step;
+}
+
 // One row at one step: `gates` becomes the gradient at the pre-activations, `dc` the gradient that
 // flows to the previous step's cell.
 template <class T>

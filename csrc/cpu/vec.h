@@ -21,10 +21,12 @@
 #define XDF_INLINE static inline __attribute__((always_inline))
 #define XDF_MEMBER inline __attribute__((always_inline))
 #define XDF_UNROLL _Pragma("GCC unroll 16")
+#define XDF_PREFETCH(address) __builtin_prefetch(address)
 #else
 #define XDF_INLINE static inline
 #define XDF_MEMBER inline
 #define XDF_UNROLL
+#define XDF_PREFETCH(address) ((void)(address))
 #endif
 
 namespace xdf {

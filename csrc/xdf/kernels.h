@@ -31,8 +31,8 @@ constexpr int round_up(int n, int multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// A matrix B[K, N] packed for the kernel `gemm`: cut into panels of 1 to 4 registers of columns, as
-// even as they come, each panel stored as [K][its columns]; columns beyond N are zero.
+// A matrix B[K, N] packed for the kernel `gemm`: cut into panels of 1 or 2 registers of columns,
+// each panel stored as [K][its columns]; columns beyond N are zero.
 template <class T>
 struct PackedMatrix {
   const T* data;  // [K * num_vecs * lanes]
@@ -40,11 +40,11 @@ struct PackedMatrix {
   int N;
 };
 
-constexpr int kMaxPanelVecs = 4;
+constexpr int kMaxPanelVecs = 2;
 inline int panel_count(int num_vecs) {
   return (num_vecs + kMaxPanelVecs - 1) / kMaxPanelVecs;
 }
-// Registers in panel p: as even as they come, the wider panels first.
+// Registers in panel p: the wider panels first.
 inline int panel_vecs(int num_vecs, int p) {
   const int panels = panel_count(num_vecs);
   return num_vecs / panels + (p < num_vecs % panels ? 1 : 0);
@@ -70,8 +70,8 @@ template <class T>
 struct LstmWeights {
   int input_size;
   int hidden_size;
-  const T* input;      // panels [unit block][I][4 * lanes], interleaved columns
-  const T* recurrent;  // panels [unit block][H][4 * lanes]
+  const T* input;  // PackedMatrix of W_ih^T: K = I, N = 4 * round_up(H, lanes) interleaved columns
+  const T* recurrent;  // PackedMatrix of W_hh^T: K = H, the same N
   const T* bias;       // [4 * Hp] interleaved, b_ih + b_hh
   // For the backward pass only, else null:
   const T* input_t;      // PackedMatrix of W_ih: K = 4 * round_up(H, lanes) interleaved rows, N = I
@@ -97,27 +97,31 @@ inline size_t lstm_reserve_size(int64_t total, int hidden_size) {
          static_cast<size_t>(round_up(hidden_size, kHiddenAlign));
 }
 
-// h_t = o * tanh(c_t), c_t = f * c_{t-1} + i * g, from h_{-1} = c_{-1} = 0.
+// One step of a group: h_t = o * tanh(c_t), c_t = f * c_{t-1} + i * g, for a range of hidden units.
+// Ranges of the same step do not depend on one another.
 template <class T>
-struct LstmForwardArgs {
+struct LstmStepArgs {
   LstmWeights<T> weights;
-  LstmGroup group;
-  const T* x;  // [total, I]
-  T* out;      // row t at out + t * out_stride, H elements written
-  ptrdiff_t out_stride;
-  T* reserve;    // [total, 5 * Hp] of this direction, or null: inference, keeps nothing
-  T* workspace;  // lstm_forward_workspace(H) elements
+  int rows;         // those still running, 1 .. kMaxGroupRows
+  bool first;       // h_{t-1} = c_{t-1} = 0, neither is read
+  bool keep_gates;  // for the backward pass
+  const T* h_prev;  // [H] of row r at h_prev + r * h_stride
+  T* h_next;        // [round_up(H, lanes)] of row r at h_next + r * h_stride
+  ptrdiff_t h_stride;
+  T* const* gates;   // [rows] to [4 * Hp], interleaved. In: W_ih x + b. Out: the activated gates if
+                     // keep_gates, else nothing of use
+  T* const* c;       // [rows] to [Hp], written
+  ptrdiff_t c_prev;  // c_{t-1} lies that many elements from c_t; 0: in place
+  T* const* out;     // [rows] to H elements, written
+  int unit_begin;    // a multiple of lanes
+  int unit_end;      // the same, or H
+  bool descending;   // order in which the units are taken; no result depends on it
 };
 
-// Steps of the input half computed at once: enough rows that W_ih is worth fetching.
-constexpr int kInputChunkRows = 96;
+// Rows of the input half computed at once, about: enough of them that W_ih is worth fetching.
+constexpr int kInputChunkRows = 192;
 inline int lstm_chunk_steps(int rows) {
   return (kInputChunkRows + rows - 1) / rows;
-}
-inline size_t lstm_forward_workspace(int hidden_size) {
-  const size_t Hp = static_cast<size_t>(round_up(hidden_size, kHiddenAlign));
-  // pre-activations of a chunk; h twice; c
-  return 4 * Hp * (kInputChunkRows + kMaxGroupRows) + 3 * (Hp + kHiddenAlign) * kMaxGroupRows;
 }
 
 // From grad_out (dL/dh as seen from outside) to the gradient at the pre-activations, left in
@@ -161,7 +165,7 @@ struct KernelTable {
   const char* name;
   int lanes;
   void (*gemm)(const GemmArgs<T>&);
-  void (*lstm_forward)(const LstmForwardArgs<T>&);
+  void (*lstm_step)(const LstmStepArgs<T>&);
   void (*lstm_backward)(const LstmBackwardArgs<T>&);
   void (*lstm_weight_grad)(const LstmWeightGradArgs<T>&);
   void (*crf_prepare)(const CrfModel<T>&, CrfTables<T>&);

@@ -334,6 +334,19 @@ def test_packed_weights_are_a_copy() -> None:
     np.testing.assert_array_equal(out, want)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lengths", [[40], [30, 3], [70] * 9 + [5] * 30])
+def test_threads_that_share_a_run(isa: str, lengths: list[int]) -> None:
+    """A model large enough that a step is cut into parts, and more threads than there are runs."""
+    problem = make_problem(lengths, 24, 200)
+    with using_isa(isa):
+        one = train(problem, threads=1)["out"]
+        for threads in (2, 3, 8):
+            np.testing.assert_array_equal(train(problem, threads)["out"], one)
+            for _ in range(5):  # who takes which part differs from call to call
+                np.testing.assert_array_equal(infer(problem, threads), one)
+
+
 # --- threads and processes ---------------------------------------------------------------------
 
 
