@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.duel import OURS, Case, Turns, duel
 from bench.peers import TORCH_CRF, TORCH_LSTM_CRF, random_lstm
-from xdistil_fast.nn import CRF, BiLSTM
+from xdistil_fast.nn import CRF, BiLSTM, Linear
 
 _BATCH, _LENGTH, _INPUT_SIZE, _HIDDEN_SIZE, _NUM_TAGS = 32, 64, 100, 200, 9
 
@@ -90,7 +90,7 @@ def bench_training_step(benchmark: BenchmarkFixture, turns: Turns, optimizer: bo
     our_crf, their_crf = _crfs()
     lstm = random_lstm(_INPUT_SIZE, _HIDDEN_SIZE).train()
     output = nn.Linear(2 * _HIDDEN_SIZE, _NUM_TAGS)
-    our_output = nn.Linear(2 * _HIDDEN_SIZE, _NUM_TAGS)
+    our_output = Linear(2 * _HIDDEN_SIZE, _NUM_TAGS)
     our_output.load_state_dict(output.state_dict())
     theirs = _Tagger(lstm, output, their_crf)
     ours = _Tagger(BiLSTM.from_torch(lstm), our_output, our_crf)

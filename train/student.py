@@ -49,7 +49,7 @@ class Student(torch.nn.Module):
             table = torch.from_numpy(np.array(embeddings, np.float32))
             self.embedding = torch.nn.Embedding(len(table), table.shape[1], _weight=table)
             self.bilstm = nn.BiLSTM(embeddings.shape[1], hidden_size)
-            self.output = torch.nn.Linear(2 * hidden_size, num_labels)
+            self.output = nn.Linear(2 * hidden_size, num_labels)
             self.crf = nn.CRF(num_labels) if head == "crf" else None
 
     def forward(

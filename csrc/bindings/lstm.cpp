@@ -114,8 +114,8 @@ void backward(const PyBiLstmWeights& self, const py::object& x, const py::object
     const int64_t total = x_in.dim(0);
     const In<int32_t> cu = cu_seqlens_input(cu_seqlens, total);
     const In<T> out_in(out, "out", {total, 2 * H}), grad_in(grad_out, "grad_out", {total, 2 * H});
-    Out<T> reserve_out(reserve, "reserve",
-                       {static_cast<int64_t>(lstm_reserve_size(total, static_cast<int>(H)))});
+    const In<T> reserve_in(reserve, "reserve",
+                           {static_cast<int64_t>(lstm_reserve_size(total, static_cast<int>(H)))});
     T* grad_x_data = nullptr;
     std::optional<Out<T>> grad_x_view;
     if (!grad_x.is_none()) {
@@ -130,17 +130,18 @@ void backward(const PyBiLstmWeights& self, const py::object& x, const py::object
         {grad_weights[2], names[2], {4 * H}},    {grad_weights[3], names[3], {4 * H, I}},
         {grad_weights[4], names[4], {4 * H, H}}, {grad_weights[5], names[5], {4 * H}},
     };
-    std::vector<Named> outputs{{reserve_out.array, "reserve"}};
+    std::vector<Named> outputs;
     if (grad_x_view) outputs.push_back({grad_x_view->array, "grad_x"});
     for (size_t n = 0; n < 6; ++n) outputs.push_back({grads_out[n].array, names[n]});
-    check_no_overlap(outputs,
-                     {{x_in.array, "x"}, {out_in.array, "out"}, {grad_in.array, "grad_out"}});
+    check_no_overlap(outputs, {{x_in.array, "x"},
+                               {out_in.array, "out"},
+                               {reserve_in.array, "reserve"},
+                               {grad_in.array, "grad_out"}});
     const LstmGrads<T> grads[2] = {{grads_out[0].data(), grads_out[1].data(), grads_out[2].data()},
                                    {grads_out[3].data(), grads_out[4].data(), grads_out[5].data()}};
-    T* reserve_data = reserve_out.data();
     const py::gil_scoped_release release;
     bilstm_backward(weights, x_in.data(), cu.data(), static_cast<int>(cu.dim(0) - 1), out_in.data(),
-                    reserve_data, grad_in.data(), grad_x_data, grads, threads);
+                    reserve_in.data(), grad_in.data(), grad_x_data, grads, threads);
   });
 }
 
@@ -168,6 +169,27 @@ void linear(const PyLinearWeights& self, const py::object& x, const py::object& 
     T* out_data = out_view.data();
     const py::gil_scoped_release release;
     weights.apply(x_in.data(), x_in.dim(0), out_data, threads);
+  });
+}
+
+void gradient_of_linear(const py::object& x, const py::object& grad_out,
+                        const py::object& grad_weight, const py::object& grad_bias, int threads) {
+  checked_threads(threads);
+  dispatch_real(x, "x", [&](auto zero) {
+    using T = decltype(zero);
+    const In<T> x_in(x, "x", {kAny, kAny});
+    const In<T> grad_in(grad_out, "grad_out", {x_in.dim(0), kAny});
+    const int64_t N = grad_in.dim(1), K = x_in.dim(1);
+    XDF_CHECK(N <= kMaxSize && K <= kMaxSize, "x, grad_out: have ", K, " and ", N,
+              " columns, must be at most ", kMaxSize);
+    Out<T> weight_out(grad_weight, "grad_weight", {N, K});
+    Out<T> bias_out(grad_bias, "grad_bias", {N});
+    check_no_overlap({{weight_out.array, "grad_weight"}, {bias_out.array, "grad_bias"}},
+                     {{x_in.array, "x"}, {grad_in.array, "grad_out"}});
+    T *weight_data = weight_out.data(), *bias_data = bias_out.data();
+    const py::gil_scoped_release release;
+    linear_grad(x_in.data(), grad_in.data(), x_in.dim(0), static_cast<int>(N), static_cast<int>(K),
+                weight_data, bias_data, threads);
   });
 }
 
@@ -272,6 +294,8 @@ void register_lstm(py::module_& m) {
                              })
       .def_property_readonly("dtype", &dtype_of<PyLinearWeights>);
   m.def("linear", &linear, "weights"_a, "x"_a, "out"_a, "threads"_a = 0);
+  m.def("linear_grad", &gradient_of_linear, "x"_a, "grad_out"_a, "grad_weight"_a, "grad_bias"_a,
+        "threads"_a = 0);
   m.def("embedding_gather", &gather, "table"_a, "ids"_a, "out"_a, "threads"_a = 0);
   m.def("embedding_grad", &gather_grad, "ids"_a, "grad_out"_a, "grad_table"_a, "threads"_a = 0);
 }

@@ -102,7 +102,7 @@ BiLstmWeights<T>::BiLstmWeights(const Direction& forward, const Direction& rever
 
 template <class T>
 void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens,
-                     int batch, const T* out, T* reserve, const T* grad_out, T* grad_x,
+                     int batch, const T* out, const T* reserve, const T* grad_out, T* grad_x,
                      const LstmGrads<T>* grads, int threads) {
   if (threads <= 0) threads = default_threads();
   const KernelTable<T>& table = weights.table();
@@ -110,19 +110,29 @@ void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t*
   const int I = weights.input_size();
   const int64_t total = cu_seqlens[batch];
   const size_t reserve_direction = lstm_reserve_size(total, H) / 2;
-  const ptrdiff_t reserve_row = 5 * static_cast<ptrdiff_t>(round_up(H, kHiddenAlign));
+  const ptrdiff_t gate_row = 4 * static_cast<ptrdiff_t>(round_up(H, kHiddenAlign));
   const int m_total = 4 * round_up(H, table.lanes);
+  const Plan plan(cu_seqlens, batch, threads);
+  const int block = 4 * table.lanes;
+  const int blocks = m_total / block;
+  const int parts = std::max(1, std::min(blocks, (threads + 1) / 2));  // of the gate columns
+  const size_t backward_size = lstm_backward_workspace(H);
+  const size_t weight_grad_size = lstm_weight_grad_workspace(std::max(I, H));
+  const size_t grads_size = static_cast<size_t>(total * gate_row);
+  T* gate_grads[2];
+  gate_grads[0] = bilstm_workspace<T>(
+      2 * grads_size +
+      std::max(backward_size * static_cast<size_t>(parallel_slots(plan.tasks(), threads)),
+               weight_grad_size * static_cast<size_t>(parallel_slots(2 * parts, threads))));
+  gate_grads[1] = gate_grads[0] + grads_size;
+  T* workspace = gate_grads[1] + grads_size;
 
   {
-    const Plan plan(cu_seqlens, batch, threads);
-    const size_t size = lstm_backward_workspace(H);
-    T* workspace =
-        bilstm_workspace<T>(size * static_cast<size_t>(parallel_slots(plan.tasks(), threads)));
     parallel_for(plan.tasks(), threads, [&](int task, int slot) {
       const int d = Plan::direction(task);
       table.lstm_backward({weights.direction(d), plan.group(task), grad_out + d * H, 2 * H,
-                           reserve + static_cast<size_t>(d) * reserve_direction,
-                           workspace + static_cast<size_t>(slot) * size});
+                           reserve + static_cast<size_t>(d) * reserve_direction, gate_grads[d],
+                           workspace + static_cast<size_t>(slot) * backward_size});
     });
   }
 
@@ -136,8 +146,7 @@ void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t*
       const int rows = static_cast<int>(std::min<int64_t>(kRows, total - start));
       for (int d = 0; d < 2; ++d) {
         for (int r = 0; r < rows; ++r) {
-          a_rows[r] =
-              reserve + static_cast<size_t>(d) * reserve_direction + (start + r) * reserve_row;
+          a_rows[r] = gate_grads[d] + (start + r) * gate_row;
           c_rows[r] = grad_x + (start + r) * I;
         }
         table.gemm(
@@ -156,15 +165,9 @@ void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t*
       h_rows[1][static_cast<size_t>(t)] = out + (t + 1) * 2 * H + H;
     }
   }
-  const int block = 4 * table.lanes;
-  const int blocks = m_total / block;
-  const int parts = std::max(1, std::min(blocks, (threads + 1) / 2));  // of the gate columns
-  const size_t size = lstm_weight_grad_workspace(std::max(I, H));
-  T* workspace =
-      bilstm_workspace<T>(size * static_cast<size_t>(parallel_slots(2 * parts, threads)));
   parallel_for(2 * parts, threads, [&](int task, int slot) {
     const int d = task & 1, part = task / 2;
-    LstmWeightGradArgs<T> args{reserve + static_cast<size_t>(d) * reserve_direction,
+    LstmWeightGradArgs<T> args{gate_grads[d],
                                total,
                                H,
                                block * (blocks * part / parts),
@@ -173,7 +176,7 @@ void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t*
                                H,
                                grads[d].w_hh,
                                grads[d].b,
-                               workspace + static_cast<size_t>(slot) * size};
+                               workspace + static_cast<size_t>(slot) * weight_grad_size};
     table.lstm_weight_grad(args);
     args.rows = x_rows.data();
     args.N = I;
@@ -218,6 +221,42 @@ void LinearWeights<T>::apply(const T* x, int64_t rows, T* out, int threads) cons
 }
 
 template <class T>
+void linear_grad(const T* x, const T* grad_out, int64_t rows, int N, int K, T* grad_weight,
+                 T* grad_bias, int threads) {
+  constexpr int kRows = 128;       // of x packed at a time: the depth of one product
+  constexpr int kMaxOutputs = 64;  // rows of a product
+  const KernelTable<T>& table = kernels<T>();
+  // Each task owns a range of x's columns, so every sum is one task's, in the order of rows.
+  const int vecs = (K + table.lanes - 1) / table.lanes;
+  const int tasks = parallel_slots(std::max(vecs / 8, 1), threads);
+  const size_t size = packed_size(kRows, K, table.lanes);
+  T* workspace = bilstm_workspace<T>(size * static_cast<size_t>(tasks));
+  parallel_for(tasks, threads, [&](int task, int slot) {
+    const int begin = std::min(K, vecs * task / tasks * table.lanes);
+    const int end = std::min(K, vecs * (task + 1) / tasks * table.lanes);
+    T* packed = workspace + static_cast<size_t>(slot) * size;
+    for (int64_t start = 0; start == 0 || start < rows; start += kRows) {
+      const int depth = static_cast<int>(std::min<int64_t>(kRows, rows - start));
+      pack_panels(packed, depth, end - begin, table.lanes,
+                  [&](int k) { return x + (start + k) * K + begin; });
+      for (int n0 = 0; n0 < N; n0 += kMaxOutputs) {
+        const int outputs = std::min(kMaxOutputs, N - n0);
+        const T* a_rows[kMaxOutputs];
+        T* c_rows[kMaxOutputs];
+        for (int n = 0; n < outputs; ++n) {
+          a_rows[n] = grad_out + start * N + n0 + n;
+          c_rows[n] = grad_weight + static_cast<ptrdiff_t>(n0 + n) * K + begin;
+        }
+        table.gemm({a_rows, N, outputs, {packed, depth, end - begin}, c_rows, nullptr, start > 0});
+      }
+    }
+  });
+  std::fill_n(grad_bias, N, T(0));
+  for (int64_t m = 0; m < rows; ++m)
+    for (int n = 0; n < N; ++n) grad_bias[n] += grad_out[m * N + n];
+}
+
+template <class T>
 void embedding_gather(const T* table, int embedding_size, const int32_t* ids, int64_t total, T* out,
                       int threads) {
   constexpr int64_t kRows = 512;
@@ -253,7 +292,8 @@ void embedding_grad(const int32_t* ids, const T* grad_out, int64_t total, int em
   template class BiLstmWeights<T>;                                                                \
   template class LinearWeights<T>;                                                                \
   template void bilstm_backward(const BiLstmWeights<T>&, const T*, const int32_t*, int, const T*, \
-                                T*, const T*, T*, const LstmGrads<T>*, int);                      \
+                                const T*, const T*, T*, const LstmGrads<T>*, int);                \
+  template void linear_grad(const T*, const T*, int64_t, int, int, T*, T*, int);                  \
   template void embedding_gather(const T*, int, const int32_t*, int64_t, T*, int);                \
   template void embedding_grad(const int32_t*, const T*, int64_t, int, int64_t, T*, int);
 XDF_INSTANTIATE(float)

@@ -49,10 +49,10 @@ struct LstmGrads {
   T *w_ih, *w_hh, *b;
 };
 
-// grad_x [total, I] may be null. reserve is what bilstm_forward filled; it is overwritten.
+// grad_x [total, I] may be null. reserve is what bilstm_forward filled.
 template <class T>
 void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens,
-                     int batch, const T* out, T* reserve, const T* grad_out, T* grad_x,
+                     int batch, const T* out, const T* reserve, const T* grad_out, T* grad_x,
                      const LstmGrads<T>* grads, int threads);
 
 // A weight matrix [N, K] with bias [N] or null, packed for `linear`.
@@ -73,6 +73,12 @@ class LinearWeights {
   PackedMatrix<T> matrix_;
   const T* bias_;
 };
+
+// Gradients of x weight^T + bias: grad_weight [N, K] = grad_out^T x, grad_bias [N] the sum of
+// grad_out's rows. x [M, K], grad_out [M, N].
+template <class T>
+void linear_grad(const T* x, const T* grad_out, int64_t rows, int N, int K, T* grad_weight,
+                 T* grad_bias, int threads);
 
 // out [total, E] = table[ids]
 template <class T>

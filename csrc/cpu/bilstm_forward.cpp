@@ -159,6 +159,12 @@ class Run {
       const ptrdiff_t t = token(r, step_);
       c_rows_[r] =
           call_->reserve != nullptr ? reserve() + t * reserve_row_ + gate_row_ : c_ + r * h_row_;
+      if (call_->reserve != nullptr) {  // what no unit owns
+        const ptrdiff_t padded =
+            static_cast<ptrdiff_t>(unit_blocks_) * call_->weights.table().lanes;
+        std::fill(c_rows_[r] - gate_row_ + 4 * padded, c_rows_[r], T(0));
+        std::fill(c_rows_[r] + padded, c_rows_[r] - gate_row_ + reserve_row_, T(0));
+      }
       out_rows_[r] = call_->out + (2 * t + (group_.reverse ? 1 : 0)) * H_;
     }
   }

@@ -20,16 +20,17 @@ XDF_INLINE int lstm_token(const LstmGroup& group, int row, int step) {
   return group.reverse ? group.first[row] - step : group.first[row] + step;
 }
 
-// One row at one step: `gates` becomes the gradient at the pre-activations, `dc` the gradient that
-// flows to the previous step's cell.
+// One row at one step: from `gates` the gradient at the pre-activations; dc_state becomes the
+// gradient that flows to the previous step's cell.
 template <class T>
-static void lstm_cell_backward(T* gates, const T* c, const T* c_prev, const T* grad_out,
-                               const T* dh_next, T* dc_state, int H) {
+static void lstm_cell_backward(const T* gates, T* gate_grads, const T* c, const T* c_prev,
+                               const T* grad_out, const T* dh_next, T* dc_state, int H) {
   constexpr int lanes = Vec<T>::lanes;
   using V = Vec<T>;
   const V one = V::set1(T(1));
   for (int unit = 0; unit < H; unit += lanes) {
-    T* gate = gates + unit * 4;
+    const T* gate = gates + unit * 4;
+    T* to = gate_grads + unit * 4;
     const V i = V::load(gate), f = V::load(gate + lanes);
     const V g = V::load(gate + 2 * lanes), o = V::load(gate + 3 * lanes);
     const V tanh_c = vtanh(V::load(c + unit));
@@ -38,10 +39,10 @@ static void lstm_cell_backward(T* gates, const T* c, const T* c_prev, const T* g
         V::load(dh_next + unit);
     const V dc = V::fma(dh * o, one - tanh_c * tanh_c, V::load(dc_state + unit));
     const V before = c_prev != nullptr ? V::load(c_prev + unit) : V::set1(T(0));
-    (dc * g * i * (one - i)).store(gate);
-    (dc * before * f * (one - f)).store(gate + lanes);
-    (dc * i * (one - g * g)).store(gate + 2 * lanes);
-    (dh * tanh_c * o * (one - o)).store(gate + 3 * lanes);
+    (dc * g * i * (one - i)).store(to);
+    (dc * before * f * (one - f)).store(to + lanes);
+    (dc * i * (one - g * g)).store(to + 2 * lanes);
+    (dh * tanh_c * o * (one - o)).store(to + 3 * lanes);
     (dc * f).store(dc_state + unit);
   }
 }
@@ -53,7 +54,7 @@ static void lstm_backward(const LstmBackwardArgs<T>& args) {
   const int H = args.weights.hidden_size;
   const int Hp = round_up(H, kHiddenAlign);
   const ptrdiff_t reserve_row = 5 * static_cast<ptrdiff_t>(Hp);
-  const ptrdiff_t c_offset = 4 * static_cast<ptrdiff_t>(Hp);
+  const ptrdiff_t gate_row = 4 * static_cast<ptrdiff_t>(Hp);
   const ptrdiff_t row = Hp + kHiddenAlign;
   T* dh = args.workspace;
   T* dc = dh + row * kMaxGroupRows;
@@ -67,13 +68,14 @@ static void lstm_backward(const LstmBackwardArgs<T>& args) {
     while (active < group.rows && group.length[active] > s) ++active;
     for (int r = 0; r < active; ++r) {
       const ptrdiff_t token = lstm_token(group, r, s);
-      T* gates = args.reserve + token * reserve_row;
-      const T* c = gates + c_offset;
+      const T* gates = args.reserve + token * reserve_row;
+      T* gate_grads = args.gate_grads + token * gate_row;
+      const T* c = gates + gate_row;
       const T* c_prev = s == 0 ? nullptr : (group.reverse ? c + reserve_row : c - reserve_row);
       dh_rows[r] = dh + r * row;
-      lstm_cell_backward(gates, c, c_prev, args.grad_out + token * args.grad_stride, dh_rows[r],
-                         dc + r * row, H);
-      gate_rows[r] = gates;
+      lstm_cell_backward(gates, gate_grads, c, c_prev, args.grad_out + token * args.grad_stride,
+                         dh_rows[r], dc + r * row, H);
+      gate_rows[r] = gate_grads;
     }
     if (s == 0) break;
     GemmArgs<T> recurrent{
@@ -89,7 +91,7 @@ static void lstm_weight_grad(const LstmWeightGradArgs<T>& args) {
   constexpr int kGroup = 4 * lanes;  // gate columns packed together: a block of units
   const int H = args.hidden_size;
   const int N = args.N;
-  const ptrdiff_t gates_row = 5 * static_cast<ptrdiff_t>(round_up(H, kHiddenAlign));
+  const ptrdiff_t gates_row = 4 * static_cast<ptrdiff_t>(round_up(H, kHiddenAlign));
   const int num_vecs = (N + lanes - 1) / lanes;
   T* packed_rows = args.workspace;
   T* packed_gates = packed_rows + static_cast<ptrdiff_t>(kWeightGradTokens) * num_vecs * lanes;
@@ -117,7 +119,7 @@ static void lstm_weight_grad(const LstmWeightGradArgs<T>& args) {
     }
 
     for (int m0 = args.m_begin; m0 < args.m_end; m0 += kGroup) {
-      const T* gates = args.gates + t0 * gates_row + m0;
+      const T* gates = args.gate_grads + t0 * gates_row + m0;
       const int unit = m0 / 4;
       const int valid = H - unit < lanes ? H - unit : lanes;
       const T* a_rows[kGroup];

@@ -90,8 +90,7 @@ struct LstmGroup {
 constexpr int kMaxGroupRows = 64;
 
 // Per token and direction `reserve` keeps the four activated gates, interleaved, [4 * Hp], then the
-// cell state [Hp]: what the backward pass needs. The backward pass overwrites the gates with the
-// gradient at their pre-activations.
+// cell state [Hp]: what the backward pass needs. What no unit owns is zero.
 inline size_t lstm_reserve_size(int64_t total, int hidden_size) {
   return static_cast<size_t>(total) * 2 * 5 *
          static_cast<size_t>(round_up(hidden_size, kHiddenAlign));
@@ -124,16 +123,16 @@ inline int lstm_chunk_steps(int rows) {
   return (kInputChunkRows + rows - 1) / rows;
 }
 
-// From grad_out (dL/dh as seen from outside) to the gradient at the pre-activations, left in
-// reserve.
+// From grad_out (dL/dh as seen from outside) to the gradient at the pre-activations.
 template <class T>
 struct LstmBackwardArgs {
   LstmWeights<T> weights;
   LstmGroup group;
   const T* grad_out;  // row t at grad_out + t * grad_stride, H elements
   ptrdiff_t grad_stride;
-  T* reserve;    // [total, 5 * Hp] of this direction
-  T* workspace;  // lstm_backward_workspace(H) elements
+  const T* reserve;  // [total, 5 * Hp] of this direction
+  T* gate_grads;     // [total, 4 * Hp], interleaved; written for units below round_up(H, lanes)
+  T* workspace;      // lstm_backward_workspace(H) elements
 };
 inline size_t lstm_backward_workspace(int hidden_size) {
   return 2 * static_cast<size_t>(round_up(hidden_size, kHiddenAlign) + kHiddenAlign) *
@@ -144,7 +143,7 @@ inline size_t lstm_backward_workspace(int hidden_size) {
 // columns [m_begin, m_end); rows of null pointers count as zero (the state before the first step).
 template <class T>
 struct LstmWeightGradArgs {
-  const T* gates;  // [total, 5 * Hp]: the reserve of one direction after the backward pass
+  const T* gate_grads;  // [total, 4 * Hp] of one direction
   int64_t total;
   int hidden_size;
   int m_begin, m_end;    // multiples of 4 * lanes, at most 4 * round_up(H, lanes)

@@ -201,3 +201,61 @@ def test_output_must_not_overlap_the_input() -> None:
     x, weight, bias = make_problem(7, 9, 9)
     with pytest.raises(ValueError, match=r"out: .*share memory.*x"):
         _core.linear(_core.LinearWeights(weight, bias), x, x)
+
+
+def run_grad(x: Array, grad_out: Array, threads: int = 1) -> tuple[Array, Array]:
+    grad_weight = np.full((grad_out.shape[1], x.shape[1]), np.nan, dtype=x.dtype)
+    grad_bias = np.full(grad_out.shape[1], np.nan, dtype=x.dtype)
+    _core.linear_grad(x, grad_out, grad_weight, grad_bias, threads)
+    return grad_weight, grad_bias
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.sampled_from([*ROWS, 127, 128, 129, 300]),
+    inputs=st.sampled_from(SIZES),
+    outputs=st.sampled_from(SIZES),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    seed=st.integers(0, 2**16),
+)
+def test_gradient_equals_numpy(
+    isa: str, rows: int, inputs: int, outputs: int, dtype: Any, seed: int
+) -> None:
+    x, weight, _ = make_problem(rows, inputs, outputs, seed, dtype)
+    grad_out = (x @ weight.T).astype(dtype)
+    with using_isa(isa):
+        grad_weight, grad_bias = run_grad(x, grad_out)
+        for threads in (2, 3):
+            for one, many in zip(
+                (grad_weight, grad_bias), run_grad(x, grad_out, threads), strict=True
+            ):
+                np.testing.assert_array_equal(many, one)
+    exact = grad_out.astype(np.float64)
+    for got, factor in ((grad_weight, x.astype(np.float64)), (grad_bias, np.ones((rows, 1)))):
+        wanted = exact.T @ factor
+        bound = (rows + 1) * np.finfo(dtype).eps / 2 * (np.abs(exact).T @ np.abs(factor))
+        assert (np.abs(got.reshape(wanted.shape) - wanted) <= bound + 1e-14).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("x", lambda a: a[:3], "grad_out.*must be"),
+        ("grad_out", lambda a: a.astype(np.float64), "grad_out"),
+        ("grad_weight", lambda a: a[:, :2], "grad_weight"),
+        ("grad_bias", lambda a: a[:1], "grad_bias"),
+        ("threads", lambda _: -1, "threads"),
+    ],
+)
+def test_bad_gradient_arguments(name: str, change: Callable[[Any], Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "x": np.zeros((4, 3), np.float32),
+        "grad_out": np.zeros((4, 2), np.float32),
+        "grad_weight": np.zeros((2, 3), np.float32),
+        "grad_bias": np.zeros(2, np.float32),
+        "threads": 1,
+    }
+    arguments[name] = change(arguments[name])
+    with pytest.raises((ValueError, TypeError), match=message):
+        _core.linear_grad(**arguments)
