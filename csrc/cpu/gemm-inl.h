@@ -6,10 +6,10 @@
 // cycles) leaves time for; it reads a panel at a third of what the second-level cache delivers.
 // AVX-512 takes 8 x 2, more rows gain nothing there and g++ starts to spill.
 //
-// K is cut into blocks whose piece of a panel stays in the first-level cache while all rows pass
-// over it. Each block is summed from zero and then added to C: many short sums lose fewer digits
-// than one long one. The blocks depend on K alone, never on M, so neither the tile shape nor the
-// company of a row changes a bit of its result.
+// K is cut into blocks whose piece of a panel stays close by while all rows pass over it. Each
+// block is summed from zero and then added to C: many short sums lose fewer digits than one long
+// one. The blocks depend on K alone, never on M, so neither the tile shape nor the company of a row
+// changes a bit of its result.
 #pragma once
 
 #include "cpu/vec.h"
@@ -25,7 +25,9 @@ constexpr int kTileRows = 6;
 #else
 constexpr int kTileRows = 4;  // without fused multiply-adds a product takes a register of its own
 #endif
-constexpr int kPanelBlockBytes = 20 * 1024;  // of a panel: leaves the rows room in a 32 KB L1
+// Of a panel: with a tile's rows no more than a little above a 32 KB L1, which still streams it
+// from the second level fast enough; larger pieces mean fewer tiles to start and to end.
+constexpr int kPanelBlockBytes = 40 * 1024;
 
 // Rows for the next tile when `left` remain: as even as they come, because a tile of few rows runs
 // at a fraction of the speed (too few sums in flight).

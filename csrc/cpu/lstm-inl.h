@@ -14,7 +14,8 @@
 // A step that begins with the unit block the previous one ended with (LstmStepArgs::descending)
 // still finds there, where W_hh is larger than a cache level, what that level holds. And where W_hh
 // is larger than the second level, each tile fetches a share of the piece of the weights that comes
-// next: all rows pass over a piece before the next is read, and no hardware sees that coming.
+// next: all rows pass over a piece before the next is read, and no hardware sees that coming. So
+// are the gates and cells that a tile's rows need next.
 #pragma once
 
 #include "cpu/activations-inl.h"
@@ -68,6 +69,18 @@ static void lstm_tile(const LstmStepArgs<T>& args, int m, const T* panel, int k0
   }
   if (!args.first) {
     const T* h_prev[MR];
+    if (k0 == 0) {
+      // What the same rows need next: long out of the first two levels, or never in them.
+      XDF_UNROLL
+      for (int r = 0; r < MR; ++r) {
+        if (kLastPair) {
+          XDF_PREFETCH(gates[r] + (args.descending ? -4 : 4) * lanes);
+        } else {
+          XDF_PREFETCH(gates[r] + 2 * lanes);
+          XDF_PREFETCH(args.c[m + r] + unit + args.c_prev);
+        }
+      }
+    }
     XDF_UNROLL
     for (int r = 0; r < MR; ++r) h_prev[r] = args.h_prev + (m + r) * args.h_stride + k0;
     tile_multiply<kPrefetch>(h_prev, 1, panel, 0, K, ahead, acc);
