@@ -65,7 +65,8 @@ const Isa& find_available(const std::string& name, const char* what) {
 }
 
 const Isa* choose() {
-  if (const char* forced = std::getenv("XDF_ISA")) return &find_available(forced, "XDF_ISA");
+  const char* forced = std::getenv("XDF_ISA");
+  if (forced != nullptr && *forced != 0) return &find_available(forced, "XDF_ISA");
   const Isa* best = nullptr;
   for (const Isa& isa : isas())
     if (isa.available) best = &isa;
