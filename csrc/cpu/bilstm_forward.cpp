@@ -230,12 +230,6 @@ class Run {
   std::atomic<bool> finished_{true};
 };
 
-inline void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
 }  // namespace
 
 template <class T>
@@ -263,7 +257,7 @@ void bilstm_forward(const BiLstmWeights<T>& weights, const T* x, const int32_t* 
         if (own.work(place))
           idle = 0;
         else if (idle < kSpins)
-          pause();
+          spin_pause();
         else
           std::this_thread::yield();
       }
@@ -276,7 +270,7 @@ void bilstm_forward(const BiLstmWeights<T>& weights, const T* x, const int32_t* 
         if (run.work(place))
           idle = 0;
         else
-          pause();
+          spin_pause();
       }
     }
   });

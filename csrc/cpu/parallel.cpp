@@ -26,14 +26,6 @@ namespace {
 
 constexpr int kSpins = 1000;
 
-inline void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__) && defined(__GNUC__)
-  __asm__ volatile("yield");
-#endif
-}
-
 struct Job {
   void (*fn)(void*, int, int);
   void* context;
@@ -63,7 +55,8 @@ class Pool {
     else
       wake_.notify_all();
     job.draw(0);
-    for (int n = 0; n < kSpins && job.inside.load(std::memory_order_relaxed) != 0; ++n) pause();
+    for (int n = 0; n < kSpins && job.inside.load(std::memory_order_relaxed) != 0; ++n)
+      spin_pause();
     std::unique_lock<std::mutex> lock(mutex_);
     jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
     left_.wait(lock, [&] { return job.inside == 0; });
@@ -96,7 +89,8 @@ class Pool {
       const unsigned seen = posted_.load(std::memory_order_relaxed);
       if (!waiting_job()) {
         lock.unlock();
-        for (int n = 0; n < kSpins && posted_.load(std::memory_order_acquire) == seen; ++n) pause();
+        for (int n = 0; n < kSpins && posted_.load(std::memory_order_acquire) == seen; ++n)
+          spin_pause();
         lock.lock();
       }
       wake_.wait(lock, [&] { return (job = waiting_job()) != nullptr; });

@@ -5,6 +5,15 @@
 
 namespace xdf {
 
+// A moment's wait inside a loop that looks for what another thread is about to write.
+inline void spin_pause() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__) && defined(__GNUC__)
+  __asm__ volatile("yield");
+#endif
+}
+
 // Cores this process may use (its CPU affinity).
 int default_threads();
 
