@@ -113,6 +113,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _import_training(name: str, module: str):  # type: ignore[no-untyped-def]
+    # torch's worker threads spin for milliseconds after each of its operators and keep ours from
+    # the cores they need next: a training step takes a third longer. Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         return importlib.import_module(module)
     except ImportError as error:
