@@ -4,7 +4,7 @@
 // MR broadcasts of A for MR * NV multiply-adds. With 16 registers (AVX2) 6 x 2 leaves one register
 // for the broadcast and keeps the loads (8) well below what the arithmetic (12 multiply-adds, 6
 // cycles) leaves time for; it reads a panel at a third of what the second-level cache delivers.
-// AVX-512 takes 8 x 2, more rows gain nothing there and g++ starts to spill.
+// AVX-512 takes 8 x 2: sixteen sums in flight hide the latency of two multiply-adds a cycle.
 //
 // K is cut into blocks whose piece of a panel stays close by while all rows pass over it. Each
 // block is summed from zero and then added to C: many short sums lose fewer digits than one long
