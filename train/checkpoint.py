@@ -64,28 +64,43 @@ def finished_before(out: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
     return record
 
 
+def key_of(part: Path) -> object:
+    """The key in a working folder; None where there is no such folder or key.
+
+    Raises:
+        ValueError: the key is damaged.
+    """
+    file = part / KEY_FILE
+    if not file.is_file():
+        return None
+    try:
+        key: object = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: damaged ({error}); remove {part}") from None
+    return key
+
+
 def open_part(part: Path, key: Mapping[str, Any]) -> None:
     """Make the working folder, or check that the one there belongs to this very run.
 
     Raises:
         ValueError: it belongs to another run, or to none; what differs is named.
     """
-    key_file = part / KEY_FILE
-    if key_file.is_file():
-        try:
-            old = json.loads(key_file.read_text("utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{key_file}: damaged ({error}); remove {part}") from None
+    old = key_of(part)
+    if old is not None:
         if old != key:
             raise ValueError(
                 f"{part} holds an unfinished run that differs ({difference(old, key)}); give the "
                 "same arguments to go on with it, or remove it"
             )
         return
-    if part.exists() and (not part.is_dir() or any(part.iterdir())):
+    half_written = part / (KEY_FILE + ".part")  # of a run that was killed as it began
+    if part.exists() and (
+        not part.is_dir() or any(file != half_written for file in part.iterdir())
+    ):
         raise ValueError(f"{part} exists and is no unfinished run of ours; remove it")
     part.mkdir(exist_ok=True)
-    runs.write_json(key_file, key)
+    runs.write_json(part / KEY_FILE, key)
 
 
 def difference(old: object, new: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from xdistil_fast.labels import make_labels
 from xdistil_fast.scoring import Scores, score
-from xdistil_fast.train import runs
+from xdistil_fast.train import checkpoint, runs
 from xdistil_fast.train.alignment import (
     IGNORED,
     Alignment,
@@ -53,7 +53,6 @@ from xdistil_fast.train.teacher import (
 )
 
 _POOL = 50  # batches whose sentences are sorted together by length
-_KEY_FILE = "run_key.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +151,7 @@ def fine_tune(
     name = resolve_name(base)
     labels = _labels(train, dev)
     device = pick_device(settings.device)
-    _check_output(out)
+    checkpoint.check_output(out)
 
     torch.manual_seed(settings.seed)
     with quiet_transformers():
@@ -168,14 +167,14 @@ def fine_tune(
         "dev": [_identity(c) for c in dev],
     }
     part = out.with_name(out.name + ".part")
-    if out.is_dir() and any(out.iterdir()):
-        record = _finished_before(out, key)
-        if _key_of(part) == key:  # killed between the last two steps
+    finished = checkpoint.finished_before(out, key)
+    if finished is not None:
+        if checkpoint.key_of(part) == key:  # killed between the last two steps
             shutil.rmtree(part)
-        return record
+        return finished
     model.to(device)
     run = _Run(teacher, settings, part, train, dev, progress)
-    _open_part(part, key)
+    checkpoint.open_part(part, key)
     run.go(on_epoch)
     record = _finish(run, out, name, key, command)
     shutil.rmtree(part)
@@ -495,75 +494,3 @@ def _identity(corpus: Corpus) -> dict[str, Any]:
     """What of a corpus decides the result: its bytes and the label map, not its name."""
     label_map = None if corpus.label_map is None else dict(corpus.label_map)
     return {"digest": corpus.digest, "label_map": label_map}
-
-
-def _check_output(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; the output must be a new folder")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out}: the folder {out.parent} does not exist")
-    if out.is_dir() and any(out.iterdir()) and not (out / runs.RUN_FILE).is_file():
-        raise ValueError(f"{out} exists and holds no {runs.RUN_FILE}; give a new folder")
-
-
-def _finished_before(out: Path, key: dict[str, Any]) -> dict[str, Any]:
-    record = runs.read_run(out)
-    if record.get("key") != key:
-        raise ValueError(
-            f"{out} holds the result of another run ({_difference(record.get('key'), key)}); "
-            "give a new folder or remove it"
-        )
-    return record
-
-
-def _key_of(part: Path) -> object:
-    """The key in a working folder; None where there is no such folder or key."""
-    file = part / _KEY_FILE
-    if not file.is_file():
-        return None
-    try:
-        key: object = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: damaged ({error}); remove {part}") from None
-    return key
-
-
-def _open_part(part: Path, key: dict[str, Any]) -> None:
-    """Make the working folder, or check that the one there belongs to this very run."""
-    old = _key_of(part)
-    if old is not None:
-        if old != key:
-            raise ValueError(
-                f"{part} holds an unfinished run that differs ({_difference(old, key)}); give "
-                "the same arguments to go on with it, or remove it"
-            )
-        return
-    half_written = part / (_KEY_FILE + ".part")
-    if part.is_dir() and any(file != half_written for file in part.iterdir()):
-        raise ValueError(f"{part} exists and is no unfinished run of ours; remove it")
-    part.mkdir(exist_ok=True)
-    runs.write_json(part / _KEY_FILE, key)
-
-
-def _difference(old: object, new: dict[str, Any]) -> str:
-    """Which entries of two run keys differ, for a message."""
-    if not isinstance(old, dict):
-        return "not a teacher of ours"
-
-    def flat(value: dict[str, Any]) -> Iterator[tuple[str, object]]:
-        for name, entry in value.items():
-            if isinstance(entry, dict):
-                yield from entry.items()
-            else:
-                yield name, entry
-
-    before, after = dict(flat(old)), dict(flat(new))
-    parts = []
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
-            if isinstance(after.get(name), (int, float, str)):
-                shown = f": {before.get(name)!r} there, {after.get(name)!r} here"
-            else:
-                shown = ""
-            parts.append(name + shown)
-    return "; ".join(parts)
