@@ -113,6 +113,12 @@ inline In<int32_t> cu_seqlens_input(const py::handle& object, int64_t total) {
   return cu;
 }
 
+inline void check_ids(const In<int32_t>& ids, const char* name, int64_t vocab_size) {
+  for (int64_t n = 0; n < ids.dim(0); ++n)
+    XDF_CHECK(ids.data()[n] >= 0 && ids.data()[n] < vocab_size, name, ": has ", ids.data()[n],
+              " at position ", n, ", must be 0 to ", vocab_size - 1);
+}
+
 inline int checked_threads(int threads) {
   XDF_CHECK(threads >= 0 && threads <= 4096, "threads: got ", threads,
             ", must be 0 (all cores) to 4096");

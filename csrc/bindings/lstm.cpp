@@ -193,12 +193,6 @@ void gradient_of_linear(const py::object& x, const py::object& grad_out,
   });
 }
 
-void check_ids(const In<int32_t>& ids, int64_t vocab_size) {
-  for (int64_t t = 0; t < ids.dim(0); ++t)
-    XDF_CHECK(ids.data()[t] >= 0 && ids.data()[t] < vocab_size, "ids: has ", ids.data()[t],
-              " at position ", t, ", must be 0 to ", vocab_size - 1);
-}
-
 void gather(const py::object& table, const py::object& ids, const py::object& out, int threads) {
   checked_threads(threads);
   dispatch_real(table, "table", [&](auto zero) {
@@ -207,7 +201,7 @@ void gather(const py::object& table, const py::object& ids, const py::object& ou
     const In<int32_t> ids_in(ids, "ids", {kAny});
     Out<T> out_view(out, "out", {ids_in.dim(0), table_in.dim(1)});
     check_no_overlap(out_view.array, "out", table_in.array, "table");
-    check_ids(ids_in, table_in.dim(0));
+    check_ids(ids_in, "ids", table_in.dim(0));
     T* out_data = out_view.data();
     const py::gil_scoped_release release;
     embedding_gather(table_in.data(), static_cast<int>(table_in.dim(1)), ids_in.data(),
@@ -224,7 +218,7 @@ void gather_grad(const py::object& ids, const py::object& grad_out, const py::ob
     const In<T> grad_in(grad_out, "grad_out", {ids_in.dim(0), kAny});
     Out<T> table_out(grad_table, "grad_table", {kAny, grad_in.dim(1)});
     check_no_overlap(table_out.array, "grad_table", grad_in.array, "grad_out");
-    check_ids(ids_in, table_out.dim(0));
+    check_ids(ids_in, "ids", table_out.dim(0));
     T* table_data = table_out.data();
     const int64_t vocab_size = table_out.dim(0);
     const py::gil_scoped_release release;

@@ -1,28 +1,13 @@
-// The forward pass of a BiLSTM as work for a pool of threads.
-//
-// A run is one direction of one group of sequences: a chain of phases, each of which needs the one
-// before. A phase is either the input half of a chunk of steps (one gemm) or one step of the
-// recurrence, and falls into parts, ranges of hidden units, that do not need one another. A thread
-// first takes whole runs and does all their parts, so its weights stay in its own cache. When no
-// run is left it joins one that is still going and takes parts of it. That levels out cores of
-// unequal speed, and lets more cores than runs work on one sentence.
-//
-// Which thread does which part changes no result: a unit's sums are its own.
-#include <atomic>
-#include <memory>
-#include <thread>
-
+// The forward pass over given inputs, for training and for inference: a run's phases are the input
+// half of a chunk of steps (one gemm), then each of those steps.
 #include "cpu/bilstm.h"
 #include "cpu/bilstm_plan.h"
-#include "cpu/parallel.h"
+#include "cpu/bilstm_runs.h"
 
 namespace xdf {
 namespace {
 
-constexpr int kMaxParts = 16;
-constexpr int64_t kPartWork = 32 * 1024;  // multiply-adds of a part of a step at least: some 1 us
-constexpr int kSpins = 1000;              // looks for a part before a thread lets others run
-constexpr int kJoinSpins = 20000;         // before a thread leaves a run that it has joined
+constexpr int64_t kPartWork = 32 * 1024;
 
 // Elements of workspace a thread needs for the run it has taken.
 size_t run_workspace(int H) {
@@ -32,8 +17,7 @@ size_t run_workspace(int H) {
 }
 
 int parts_of_step(int64_t rows, int64_t H, int unit_blocks) {
-  const int64_t parts = rows * 4 * H * H / kPartWork;
-  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({parts, kMaxParts, unit_blocks})));
+  return parts_of_phase(rows, 4 * H * H, kPartWork, unit_blocks);
 }
 
 // What is the same for all runs of a call.
@@ -46,21 +30,15 @@ struct Call {
   size_t reserve_direction;
 };
 
-// A run and what its current phase needs. Whoever finishes the last part of a phase sets up the
-// next one; the release of `free_parts` publishes it to those that claim a part of it.
 template <class T>
-class Run {
- public:
-  // Where a thread works in a run: it goes on next to where it was, so that it finds the weights
-  // it used last still in its cache.
-  struct Place {
-    int part;
-    bool descending;
-  };
+class Run : public PhasedRun<Run<T>> {
+  using Base = PhasedRun<Run<T>>;
+  friend Base;
+  using Base::active, Base::group_, Base::token, Base::unit_blocks_;
 
+ public:
   void start(const Call<T>* call, const LstmGroup& group, T* workspace) {
     call_ = call;
-    group_ = group;
     H_ = call->weights.hidden_size();
     const int Hp = round_up(H_, kHiddenAlign);
     gate_row_ = 4 * static_cast<ptrdiff_t>(Hp);
@@ -70,73 +48,37 @@ class Run {
     h_ = pre_ + gate_row_ * (kInputChunkRows + kMaxGroupRows);
     c_ = h_ + 2 * h_row_ * kMaxGroupRows;
     rows_ = group.rows;
-    const int lanes = call->weights.table().lanes;
-    unit_blocks_ = (H_ + lanes - 1) / lanes;
-    parts_ = parts_of_step(group.rows, H_, unit_blocks_);
     chunk_end_ = 0;
     step_ = -1;
-    finished_.store(false, std::memory_order_relaxed);
-    next_phase();
-  }
-
-  bool finished() const { return finished_.load(std::memory_order_acquire); }
-
-  // Does the free part nearest to `place`; false if none is free.
-  bool work(Place& place) {
-    uint32_t free = free_parts_.load(std::memory_order_acquire);
-    int part;
-    do {
-      if (free == 0) return false;
-      part = nearest(free, place.part);
-    } while (!free_parts_.compare_exchange_weak(
-        free, free & ~(1u << part), std::memory_order_acq_rel, std::memory_order_acquire));
-    place.descending = part < place.part || (part == place.part && !place.descending);
-    place.part = part;
-    const int begin = unit_blocks_ * part / parts_, end = unit_blocks_ * (part + 1) / parts_;
-    if (step_ == chunk_end_)
-      do_input(begin, end);
-    else
-      do_step(begin, end, place.descending);
-    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == parts_) next_phase();
-    return true;
+    const int lanes = call->weights.table().lanes;
+    const int blocks = (H_ + lanes - 1) / lanes;
+    Base::begin(group, blocks, parts_of_step(group.rows, H_, blocks));
   }
 
  private:
-  static int nearest(uint32_t free, int to) {
-    for (int distance = 0;; ++distance) {
-      if (to >= distance && (free >> (to - distance) & 1)) return to - distance;
-      if (to + distance < kMaxParts && (free >> (to + distance) & 1)) return to + distance;
-    }
-  }
-
-  int token(int row, int step) const {
-    return group_.reverse ? group_.first[row] - step : group_.first[row] + step;
-  }
-  int active(int step, int rows) const {
-    while (rows > 0 && group_.length[rows - 1] <= step) --rows;
-    return rows;
-  }
-
   // Phases go: input half of steps [a, b), while step_ == chunk_end_ == a; steps a .. b - 1.
-  void next_phase() {
-    done_.store(0, std::memory_order_relaxed);
+  bool next_phase() {
     if (step_ == chunk_end_) {
       chunk_end_ = next_chunk_end_;
       offset_ = 0;
       prepare_step();
-    } else {
-      offset_ += step_ < 0 ? 0 : rows_;
-      ++step_;
-      if (step_ == group_.length[0]) {
-        finished_.store(true, std::memory_order_release);
-        return;
-      }
-      if (step_ == chunk_end_)
-        prepare_input();
-      else
-        prepare_step();
+      return true;
     }
-    free_parts_.store((1u << parts_) - 1, std::memory_order_release);
+    offset_ += step_ < 0 ? 0 : rows_;
+    ++step_;
+    if (step_ == group_.length[0]) return false;
+    if (step_ == chunk_end_)
+      prepare_input();
+    else
+      prepare_step();
+    return true;
+  }
+
+  void do_part(int begin, int end, bool descending) const {
+    if (step_ == chunk_end_)
+      do_input(begin, end);
+    else
+      do_step(begin, end, descending);
   }
 
   void prepare_input() {
@@ -188,7 +130,8 @@ class Run {
   void do_step(int begin, int end, bool descending) const {
     const int lanes = call_->weights.table().lanes;
     LstmStepArgs<T> args;
-    args.weights = call_->weights.direction(group_.reverse);
+    args.recurrent = call_->weights.direction(group_.reverse).recurrent;
+    args.hidden_size = H_;
     args.rows = rows_;
     args.first = step_ == 0;
     args.keep_gates = call_->reserve != nullptr;
@@ -196,6 +139,7 @@ class Run {
     args.h_prev = h[(step_ + 1) & 1];
     args.h_next = h[step_ & 1];
     args.h_stride = h_row_;
+    args.input = gate_rows_ + offset_;
     args.gates = gate_rows_ + offset_;
     args.c = c_rows_;
     args.c_prev = call_->reserve == nullptr ? 0 : (group_.reverse ? reserve_row_ : -reserve_row_);
@@ -211,8 +155,7 @@ class Run {
   }
 
   const Call<T>* call_ = nullptr;
-  LstmGroup group_{};
-  int H_ = 0, unit_blocks_ = 0, parts_ = 1;
+  int H_ = 0;
   ptrdiff_t gate_row_ = 0, reserve_row_ = 0, h_row_ = 0;
   T *pre_ = nullptr, *h_ = nullptr, *c_ = nullptr;
 
@@ -224,10 +167,6 @@ class Run {
   T* gate_rows_[kInputChunkRows + kMaxGroupRows];
   T* c_rows_[kMaxGroupRows];
   T* out_rows_[kMaxGroupRows];
-
-  std::atomic<uint32_t> free_parts_{0};
-  std::atomic<int> done_{0};
-  std::atomic<bool> finished_{true};
 };
 
 }  // namespace
@@ -238,41 +177,15 @@ void bilstm_forward(const BiLstmWeights<T>& weights, const T* x, const int32_t* 
   if (threads <= 0) threads = default_threads();
   const int H = weights.hidden_size();
   const Plan plan(cu_seqlens, batch, threads);
-  const int runs = plan.tasks();
-  if (runs == 0) return;
+  if (plan.tasks() == 0) return;
   const Call<T> call{weights, x, out, reserve, lstm_reserve_size(cu_seqlens[batch], H) / 2};
   const int unit_blocks = (H + weights.table().lanes - 1) / weights.table().lanes;
-  const int slots = std::min(threads, runs * parts_of_step(plan.group(0).rows, H, unit_blocks));
+  const int slots =
+      std::min(threads, plan.tasks() * parts_of_step(plan.group(0).rows, H, unit_blocks));
   const size_t size = run_workspace(H);
   T* workspace = bilstm_workspace<T>(size * static_cast<size_t>(slots));
-  const std::unique_ptr<Run<T>[]> taken(new Run<T>[static_cast<size_t>(slots)]);
-  std::atomic<int> next{0};
-
-  parallel_for(slots, threads, [&](int, int slot) {
-    Run<T>& own = taken[static_cast<size_t>(slot)];
-    for (int task; (task = next.fetch_add(1, std::memory_order_relaxed)) < runs;) {
-      own.start(&call, plan.group(task), workspace + static_cast<size_t>(slot) * size);
-      typename Run<T>::Place place{0, true};
-      for (int idle = 0; !own.finished(); ++idle) {
-        if (own.work(place))
-          idle = 0;
-        else if (idle < kSpins)
-          spin_pause();
-        else
-          std::this_thread::yield();
-      }
-    }
-    for (int n = 1; n < slots; ++n) {
-      const int other = (slot + n) % slots;
-      typename Run<T>::Place place{kMaxParts * n / slots, true};
-      Run<T>& run = taken[static_cast<size_t>(other)];
-      for (int idle = 0; idle < kJoinSpins && !run.finished(); ++idle) {
-        if (run.work(place))
-          idle = 0;
-        else
-          spin_pause();
-      }
-    }
+  complete_runs<Run<T>>(plan, slots, threads, [&](Run<T>& run, const LstmGroup& group, int slot) {
+    run.start(&call, group, workspace + static_cast<size_t>(slot) * size);
   });
 }
 

@@ -11,6 +11,7 @@ namespace xdf {
   namespace isa {                                \
   extern const KernelTable<float> table_float;   \
   extern const KernelTable<double> table_double; \
+  extern const InferenceTable table_inference;   \
   }
 XDF_DECLARE_ISA(generic)
 #ifdef XDF_HAVE_avx2
@@ -19,6 +20,9 @@ XDF_DECLARE_ISA(avx2)
 #ifdef XDF_HAVE_avx512
 XDF_DECLARE_ISA(avx512)
 #endif
+#ifdef XDF_HAVE_avx512vnni
+XDF_DECLARE_ISA(avx512vnni)
+#endif
 #undef XDF_DECLARE_ISA
 
 namespace {
@@ -26,27 +30,34 @@ namespace {
 struct Isa {
   const char* name;
   const KernelTable<float>* table;
+  const InferenceTable* inference;
   bool available;
 };
 
 // __builtin_cpu_supports also asks the operating system (XGETBV) whether it saves the registers.
+#define XDF_ISA_ENTRY(isa, available) {#isa, &isa::table_float, &isa::table_inference, available}
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> list = [] {
-    std::vector<Isa> isas{{"generic", &generic::table_float, true}};
+    std::vector<Isa> isas{XDF_ISA_ENTRY(generic, true)};
 #ifdef XDF_HAVE_avx2
-    isas.push_back({"avx2", &avx2::table_float,
-                    __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                        __builtin_cpu_supports("f16c")});
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                          __builtin_cpu_supports("f16c");
+    isas.push_back(XDF_ISA_ENTRY(avx2, has_avx2));
 #endif
 #ifdef XDF_HAVE_avx512
-    isas.push_back({"avx512", &avx512::table_float,
-                    __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
+    const bool has_avx512 =
+        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    isas.push_back(XDF_ISA_ENTRY(avx512, has_avx512));
+#endif
+#ifdef XDF_HAVE_avx512vnni
+    isas.push_back(XDF_ISA_ENTRY(avx512vnni, has_avx512 && __builtin_cpu_supports("avx512vnni")));
 #endif
     return isas;
   }();
   return list;
 }
+#undef XDF_ISA_ENTRY
 
 std::string join(const std::vector<std::string>& names) {
   std::string text;
@@ -110,6 +121,10 @@ void set_isa(const std::string& name) {
 template <>
 const KernelTable<float>& kernels<float>() {
   return *current().table;
+}
+
+const InferenceTable& inference_kernels() {
+  return *current().inference;
 }
 
 template <>

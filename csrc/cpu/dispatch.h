@@ -22,4 +22,6 @@ void set_isa(const std::string& name);
 template <class T>
 const KernelTable<T>& kernels();
 
+const InferenceTable& inference_kernels();
+
 }  // namespace xdf

@@ -43,9 +43,9 @@ struct Prefetch {
 };
 
 // acc[r][p][v] += sum_{k < K} a[r][k * a_stride] * B[k][v] of panel p, which starts at panel + p *
-// panel_stride
-template <bool kPrefetch, class T, int MR, int P, int NV>
-XDF_INLINE void tile_multiply(const T* const (&a)[MR], ptrdiff_t a_stride, const T* panel,
+// panel_stride; B may be stored in fewer bits than T
+template <bool kPrefetch, class T, class W, int MR, int P, int NV>
+XDF_INLINE void tile_multiply(const T* const (&a)[MR], ptrdiff_t a_stride, const W* panel,
                               ptrdiff_t panel_stride, int K, Prefetch ahead,
                               Vec<T> (&acc)[MR][P][NV]) {
   constexpr int lanes = Vec<T>::lanes;

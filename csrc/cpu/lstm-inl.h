@@ -27,9 +27,9 @@ namespace XDF_ISA {
 constexpr int kL2Bytes = 768 * 1024;  // weights that stay in it from step to step, about
 
 // From the pre-activations of `lanes` units of one row to c and h.
-template <class T>
-XDF_INLINE void lstm_cell(const LstmStepArgs<T>& args, int row, int unit, Vec<T> a_i, Vec<T> a_f,
-                          Vec<T> a_g, Vec<T> a_o) {
+template <class T, class W, class In>
+XDF_INLINE void lstm_cell(const LstmStepArgs<T, W, In>& args, int row, int unit, Vec<T> a_i,
+                          Vec<T> a_f, Vec<T> a_g, Vec<T> a_o) {
   constexpr int lanes = Vec<T>::lanes;
   // Over common denominators: two divisions in place of five.
   const Ratio<T> i = sigmoid_ratio(a_i);
@@ -55,17 +55,23 @@ XDF_INLINE void lstm_cell(const LstmStepArgs<T>& args, int row, int unit, Vec<T>
 
 // Rows [m, m + MR), the pair of gates i and f or (kLastPair) g and o of the `lanes` units from
 // `unit`, k in [k0, k0 + K).
-template <class T, int MR, bool kPrefetch, bool kLastPair>
-static void lstm_tile(const LstmStepArgs<T>& args, int m, const T* panel, int k0, int K, int unit,
-                      Prefetch ahead) {
+template <int MR, bool kPrefetch, bool kLastPair, class T, class W, class In>
+static void lstm_tile(const LstmStepArgs<T, W, In>& args, int m, const W* panel, int k0, int K,
+                      int unit, Prefetch ahead) {
   constexpr int lanes = Vec<T>::lanes;
+  const In* input[MR];
   T* gates[MR];
   Vec<T> acc[MR][1][2];
+  const bool begins = args.first || k0 == 0;
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
+    input[r] = args.input[m + r] + 4 * unit;
     gates[r] = args.gates[m + r] + 4 * unit;
     XDF_UNROLL
-    for (int v = 0; v < 2; ++v) acc[r][0][v] = Vec<T>::load(gates[r] + (v + 2 * kLastPair) * lanes);
+    for (int v = 0; v < 2; ++v) {
+      const int at = (v + 2 * kLastPair) * lanes;
+      acc[r][0][v] = begins ? Vec<T>::load(input[r] + at) : Vec<T>::load(gates[r] + at);
+    }
   }
   if (!args.first) {
     const T* h_prev[MR];
@@ -74,9 +80,9 @@ static void lstm_tile(const LstmStepArgs<T>& args, int m, const T* panel, int k0
       XDF_UNROLL
       for (int r = 0; r < MR; ++r) {
         if (kLastPair) {
-          XDF_PREFETCH(gates[r] + (args.descending ? -4 : 4) * lanes);
+          XDF_PREFETCH(input[r] + (args.descending ? -4 : 4) * lanes);
         } else {
-          XDF_PREFETCH(gates[r] + 2 * lanes);
+          XDF_PREFETCH(input[r] + 2 * lanes);
           XDF_PREFETCH(args.c[m + r] + unit + args.c_prev);
         }
       }
@@ -85,12 +91,13 @@ static void lstm_tile(const LstmStepArgs<T>& args, int m, const T* panel, int k0
     for (int r = 0; r < MR; ++r) h_prev[r] = args.h_prev + (m + r) * args.h_stride + k0;
     tile_multiply<kPrefetch>(h_prev, 1, panel, 0, K, ahead, acc);
   }
-  const bool complete = kLastPair && k0 + K == args.weights.hidden_size;
+  const bool complete = kLastPair && k0 + K == args.hidden_size;
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
     if (complete) {
-      lstm_cell(args, m + r, unit, Vec<T>::load(gates[r]), Vec<T>::load(gates[r] + lanes),
-                acc[r][0][0], acc[r][0][1]);
+      const Vec<T> i = args.first ? Vec<T>::load(input[r]) : Vec<T>::load(gates[r]);
+      const Vec<T> f = args.first ? Vec<T>::load(input[r] + lanes) : Vec<T>::load(gates[r] + lanes);
+      lstm_cell(args, m + r, unit, i, f, acc[r][0][0], acc[r][0][1]);
     } else {
       XDF_UNROLL
       for (int v = 0; v < 2; ++v) acc[r][0][v].store(gates[r] + (v + 2 * kLastPair) * lanes);
@@ -98,60 +105,59 @@ static void lstm_tile(const LstmStepArgs<T>& args, int m, const T* panel, int k0
   }
 }
 
-template <class T, bool kPrefetch, bool kLastPair, int MR = kTileRows>
-XDF_INLINE void lstm_tile_of(int rows, const LstmStepArgs<T>& args, int m, const T* panel, int k0,
-                             int K, int unit, Prefetch ahead) {
+template <bool kPrefetch, bool kLastPair, int MR = kTileRows, class T, class W, class In>
+XDF_INLINE void lstm_tile_of(int rows, const LstmStepArgs<T, W, In>& args, int m, const W* panel,
+                             int k0, int K, int unit, Prefetch ahead) {
   if constexpr (MR > 1) {
     if (rows < MR)
-      return lstm_tile_of<T, kPrefetch, kLastPair, MR - 1>(rows, args, m, panel, k0, K, unit,
-                                                           ahead);
+      return lstm_tile_of<kPrefetch, kLastPair, MR - 1>(rows, args, m, panel, k0, K, unit, ahead);
   }
-  lstm_tile<T, MR, kPrefetch, kLastPair>(args, m, panel, k0, K, unit, ahead);
+  lstm_tile<MR, kPrefetch, kLastPair>(args, m, panel, k0, K, unit, ahead);
 }
 
 // All rows and one pair of gates of one block of units; next_panel is what will be read next.
-template <class T, bool kPrefetch, bool kLastPair>
-XDF_INLINE void lstm_panel(const LstmStepArgs<T>& args, const T* panel, int unit,
-                           const T* next_panel) {
+template <bool kPrefetch, bool kLastPair, class T, class W, class In>
+XDF_INLINE void lstm_panel(const LstmStepArgs<T, W, In>& args, const W* panel, int unit,
+                           const W* next_panel) {
   constexpr int columns = 2 * Vec<T>::lanes;
-  const int H = args.weights.hidden_size;
+  const int H = args.hidden_size;
   const int depth = k_block<T>(H, columns);
   const int tiles = (args.rows + kTileRows - 1) / kTileRows;
-  const int share = (columns * static_cast<int>(sizeof(T)) + tiles - 1) / tiles;
+  const int share = (columns * static_cast<int>(sizeof(W)) + tiles - 1) / tiles;
   if (args.first && !kLastPair) return;  // no product to add
   for (int k0 = args.first ? (H - 1) / depth * depth : 0; k0 < H; k0 += depth) {
     const int k = H - k0 < depth ? H - k0 : depth;
-    const T* piece = panel + static_cast<ptrdiff_t>(k0) * columns;
-    const T* next = k0 + k < H ? piece + static_cast<ptrdiff_t>(k) * columns : next_panel;
+    const W* piece = panel + static_cast<ptrdiff_t>(k0) * columns;
+    const W* next = k0 + k < H ? piece + static_cast<ptrdiff_t>(k) * columns : next_panel;
     Prefetch ahead{reinterpret_cast<const char*>(next), share};
     for (int m = 0; m < args.rows;) {
       const int rows = next_tile_rows(args.rows - m);
-      lstm_tile_of<T, kPrefetch, kLastPair>(rows, args, m, piece, k0, k, unit, ahead);
+      lstm_tile_of<kPrefetch, kLastPair>(rows, args, m, piece, k0, k, unit, ahead);
       ahead.at += static_cast<ptrdiff_t>(k) * share;
       m += rows;
     }
   }
 }
 
-template <class T, bool kPrefetch>
-static void lstm_units(const LstmStepArgs<T>& args, int begin, int end) {
+template <bool kPrefetch, class T, class W, class In>
+static void lstm_units(const LstmStepArgs<T, W, In>& args, int begin, int end) {
   constexpr int lanes = Vec<T>::lanes;
-  const ptrdiff_t panel_size = static_cast<ptrdiff_t>(args.weights.hidden_size) * 2 * lanes;
+  const ptrdiff_t panel_size = static_cast<ptrdiff_t>(args.hidden_size) * 2 * lanes;
   for (int n = begin; n < end; ++n) {
     const int block = args.descending ? begin + end - 1 - n : n;
-    const T* panel = args.weights.recurrent + 2 * block * panel_size;
-    lstm_panel<T, kPrefetch, false>(args, panel, block * lanes, panel + panel_size);
-    const T* next = args.descending ? panel - 2 * panel_size : panel + 2 * panel_size;
-    lstm_panel<T, kPrefetch, true>(args, panel + panel_size, block * lanes, next);
+    const W* panel = args.recurrent + 2 * block * panel_size;
+    lstm_panel<kPrefetch, false>(args, panel, block * lanes, panel + panel_size);
+    const W* next = args.descending ? panel - 2 * panel_size : panel + 2 * panel_size;
+    lstm_panel<kPrefetch, true>(args, panel + panel_size, block * lanes, next);
   }
 }
 
 // All MR rows of a group of few, U blocks of units from `block`: all gates at once, to have enough
 // sums in flight. In one pass over k: no other rows wait for the weights.
-template <class T, int MR, int U>
-static void lstm_few_rows(const LstmStepArgs<T>& args, int block) {
+template <int MR, int U, class T, class W, class In>
+static void lstm_few_rows(const LstmStepArgs<T, W, In>& args, int block) {
   constexpr int lanes = Vec<T>::lanes;
-  const int H = args.weights.hidden_size;
+  const int H = args.hidden_size;
   const ptrdiff_t panel_size = static_cast<ptrdiff_t>(H) * 2 * lanes;
   Vec<T> acc[MR][2 * U][2];
   const T* h_prev[MR];
@@ -160,11 +166,11 @@ static void lstm_few_rows(const LstmStepArgs<T>& args, int block) {
     h_prev[r] = args.h_prev + r * args.h_stride;
     XDF_UNROLL
     for (int v = 0; v < 4 * U; ++v)
-      acc[r][v / 2][v % 2] = Vec<T>::load(args.gates[r] + (block * 4 + v) * lanes);
+      acc[r][v / 2][v % 2] = Vec<T>::load(args.input[r] + (block * 4 + v) * lanes);
   }
   if (!args.first)
-    tile_multiply<false>(h_prev, 1, args.weights.recurrent + 2 * block * panel_size, panel_size, H,
-                         {}, acc);
+    tile_multiply<false>(h_prev, 1, args.recurrent + 2 * block * panel_size, panel_size, H, {},
+                         acc);
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
     XDF_UNROLL
@@ -174,20 +180,20 @@ static void lstm_few_rows(const LstmStepArgs<T>& args, int block) {
   }
 }
 
-template <class T, int MR, int U>
-static void lstm_units_few_rows(const LstmStepArgs<T>& args, int begin, int end) {
+template <int MR, int U, class T, class W, class In>
+static void lstm_units_few_rows(const LstmStepArgs<T, W, In>& args, int begin, int end) {
   const int whole = (end - begin) / U * U;
   if (!args.descending)
-    for (int n = 0; n < whole; n += U) lstm_few_rows<T, MR, U>(args, begin + n);
-  for (int n = whole; n < end - begin; ++n) lstm_few_rows<T, MR, 1>(args, begin + n);
+    for (int n = 0; n < whole; n += U) lstm_few_rows<MR, U>(args, begin + n);
+  for (int n = whole; n < end - begin; ++n) lstm_few_rows<MR, 1>(args, begin + n);
   if (args.descending)
-    for (int n = whole; n > 0; n -= U) lstm_few_rows<T, MR, U>(args, begin + n - U);
+    for (int n = whole; n > 0; n -= U) lstm_few_rows<MR, U>(args, begin + n - U);
 }
 
 // Rows of `out` lie far apart, often at the same place in their pages and so in the same sets of
 // the cache: a row at a time, and not a register from each row in turn.
-template <class T>
-static void lstm_write_out(const LstmStepArgs<T>& args) {
+template <class T, class W, class In>
+static void lstm_write_out(const LstmStepArgs<T, W, In>& args) {
   constexpr int lanes = Vec<T>::lanes;
   for (int r = 0; r < args.rows; ++r) {
     const T* h = args.h_next + r * args.h_stride;
@@ -199,21 +205,21 @@ static void lstm_write_out(const LstmStepArgs<T>& args) {
   }
 }
 
-template <class T>
-static void lstm_step(const LstmStepArgs<T>& args) {
+template <class T, class W, class In>
+static void lstm_step(const LstmStepArgs<T, W, In>& args) {
   constexpr int lanes = Vec<T>::lanes;
-  const ptrdiff_t H = args.weights.hidden_size;
+  const ptrdiff_t H = args.hidden_size;
   const int begin = args.unit_begin / lanes, end = (args.unit_end + lanes - 1) / lanes;
   if (args.rows == 1)
-    lstm_units_few_rows<T, 1, 2>(args, begin, end);
+    lstm_units_few_rows<1, 2>(args, begin, end);
   else if (args.rows == 2)
-    lstm_units_few_rows<T, 2, 1>(args, begin, end);
+    lstm_units_few_rows<2, 1>(args, begin, end);
   else if (args.rows == 3)
-    lstm_units_few_rows<T, 3, 1>(args, begin, end);
-  else if (4 * H * H * static_cast<ptrdiff_t>(sizeof(T)) > kL2Bytes)
-    lstm_units<T, true>(args, begin, end);
+    lstm_units_few_rows<3, 1>(args, begin, end);
+  else if (4 * H * H * static_cast<ptrdiff_t>(sizeof(W)) > kL2Bytes)
+    lstm_units<true>(args, begin, end);
   else
-    lstm_units<T, false>(args, begin, end);
+    lstm_units<false>(args, begin, end);
   lstm_write_out(args);
 }
 

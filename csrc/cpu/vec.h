@@ -13,6 +13,8 @@
 #include <immintrin.h>
 #endif
 
+#include "xdf/half.h"
+
 #ifndef XDF_ISA
 #error "compile with -DXDF_ISA=<instruction set>"
 #endif
@@ -32,6 +34,45 @@
 namespace xdf {
 namespace XDF_ISA {
 
+XDF_INLINE float float_of_bits(uint32_t bits) {
+  union {
+    uint32_t bits;
+    float value;
+  } u{bits};
+  return u.value;
+}
+
+XDF_INLINE uint32_t bits_of_float(float value) {
+  union {
+    float value;
+    uint32_t bits;
+  } u{value};
+  return u.bits;
+}
+
+XDF_INLINE float to_float(Bf16 x) {
+  return float_of_bits(static_cast<uint32_t>(x.bits) << 16);
+}
+
+// Of a finite number. The product scales the exponent and makes subnormal numbers normal.
+XDF_INLINE float to_float(Half x) {
+  const float magnitude = float_of_bits((x.bits & 0x7fffu) << 13) * 5.192296858534828e33f;  // 2^112
+  return float_of_bits(bits_of_float(magnitude) | (x.bits & 0x8000u) << 16);
+}
+
+// Of a number whose magnitude is at most 65504, to nearest, ties to even.
+XDF_INLINE Half to_half(float x) {
+  const uint32_t sign = bits_of_float(x) >> 16 & 0x8000u;
+  uint32_t bits = bits_of_float(x) & 0x7fffffffu;
+  if (bits < 0x38800000u) {  // subnormal: the adder rounds, its unit is 2^-24
+    bits = bits_of_float(float_of_bits(bits) + 0.5f) - bits_of_float(0.5f);
+  } else {
+    bits += 0xc8000fffu + (bits >> 13 & 1u);  // the exponent's bias, half a unit, ties
+    bits >>= 13;
+  }
+  return {static_cast<uint16_t>(sign | bits)};
+}
+
 // Portable fallback: an array that compilers map to whatever registers the target has. `fma` is a
 // multiply and an add, each rounded, because a fused one without hardware support is a library
 // call.
@@ -50,8 +91,17 @@ struct Vec {
     for (int i = 0; i < lanes; ++i) r.v[i] = p[i];
     return r;
   }
+  template <class Stored>  // Half, Bf16
+  static XDF_MEMBER Vec load(const Stored* p) {
+    Vec r;
+    for (int i = 0; i < lanes; ++i) r.v[i] = to_float(p[i]);
+    return r;
+  }
   XDF_MEMBER void store(T* p) const {
     for (int i = 0; i < lanes; ++i) p[i] = v[i];
+  }
+  XDF_MEMBER void store(Half* p) const {
+    for (int i = 0; i < lanes; ++i) p[i] = to_half(v[i]);
   }
   // The first n >= 0 lanes; the others are zero (load_n) or left alone in memory (store_n).
   static XDF_MEMBER Vec load_n(const T* p, int n) {
@@ -159,6 +209,17 @@ struct Vec<float> {
   }
   static XDF_MEMBER Vec set1(float x) { return {_mm256_set1_ps(x)}; }
   static XDF_MEMBER Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static XDF_MEMBER Vec load(const Half* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  static XDF_MEMBER Vec load(const Bf16* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
+  XDF_MEMBER void store(Half* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
   XDF_MEMBER void store(float* p) const { _mm256_storeu_ps(p, v); }
   static XDF_MEMBER Vec load_n(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
   // By halves: the masked store is microcoded on AMD processors, some 20 cycles each.
@@ -221,6 +282,17 @@ struct Vec<float> {
   }
   static XDF_MEMBER Vec set1(float x) { return {_mm512_set1_ps(x)}; }
   static XDF_MEMBER Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static XDF_MEMBER Vec load(const Half* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static XDF_MEMBER Vec load(const Bf16* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  XDF_MEMBER void store(Half* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
   XDF_MEMBER void store(float* p) const { _mm512_storeu_ps(p, v); }
   static XDF_MEMBER Vec load_n(const float* p, int n) {
     return {_mm512_maskz_loadu_ps(mask(n), p)};

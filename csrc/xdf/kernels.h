@@ -20,6 +20,7 @@
 #include <cstdint>
 
 #include "xdf/crf.h"
+#include "xdf/half.h"
 
 namespace xdf {
 
@@ -97,24 +98,63 @@ inline size_t lstm_reserve_size(int64_t total, int hidden_size) {
 }
 
 // One step of a group: h_t = o * tanh(c_t), c_t = f * c_{t-1} + i * g, for a range of hidden units.
-// Ranges of the same step do not depend on one another.
-template <class T>
+// Ranges of the same step do not depend on one another. W: type of the recurrent weights, In: of
+// the input half.
+template <class T, class W = T, class In = T>
 struct LstmStepArgs {
-  LstmWeights<T> weights;
+  const W* recurrent;  // as in LstmWeights
+  int hidden_size;
   int rows;         // those still running, 1 .. kMaxGroupRows
   bool first;       // h_{t-1} = c_{t-1} = 0, neither is read
   bool keep_gates;  // for the backward pass
   const T* h_prev;  // [H] of row r at h_prev + r * h_stride
   T* h_next;        // [round_up(H, lanes)] of row r at h_next + r * h_stride
   ptrdiff_t h_stride;
-  T* const* gates;   // [rows] to [4 * Hp], interleaved. In: W_ih x + b. Out: the activated gates if
-                     // keep_gates, else nothing of use
-  T* const* c;       // [rows] to [Hp], written
-  ptrdiff_t c_prev;  // c_{t-1} lies that many elements from c_t; 0: in place
-  T* const* out;     // [rows] to H elements, written
-  int unit_begin;    // a multiple of lanes
-  int unit_end;      // the same, or H
-  bool descending;   // order in which the units are taken; no result depends on it
+  const In* const* input;  // [rows] to [4 * Hp], interleaved: W_ih x + b; may be `gates`
+  T* const* gates;         // [rows] to [4 * Hp], written: the activated gates, interleaved, if
+                           // keep_gates, else nothing of use
+  T* const* c;             // [rows] to [Hp], written
+  ptrdiff_t c_prev;        // c_{t-1} lies that many elements from c_t; 0: in place
+  T* const* out;           // [rows] to H elements, written
+  int unit_begin;          // a multiple of lanes
+  int unit_end;            // the same, or H
+  bool descending;         // order in which the units are taken; no result depends on it
+};
+
+// The recurrence in integers. The hidden state, in (-1, 1), is kept as a byte round(63 h) + 64:
+// seven bits, so that it is a signed byte and an unsigned one alike and every instruction set's dot
+// product takes it. Weights are bytes with a scale for each gate column. Sums are exact integers,
+// and so the same for all.
+constexpr int kInt8HiddenLevels = 63;
+constexpr int kInt8HiddenZero = 64;
+// Products are summed in 16 bits by sets of 8 before they are widened (vpmaddubsw and additions; a
+// widening for each instruction would cost a fifth of the speed): columns k of a chunk of 16 with
+// the same k / 2 % 2. Nothing overflows while neither the positive nor the negative weights of a
+// set sum to more than this.
+constexpr int kInt8Chunk = 16;
+constexpr int kInt8SetLimit = 32767 / (2 * kInt8HiddenZero - 1);
+
+struct LstmInt8Weights {
+  // [unit block][chunk of k][gate][quad of k][lanes][4]; zero for units beyond H and k beyond H.
+  const int8_t* recurrent;
+  const float* scale;    // [4 * Hp] interleaved, of a weight column times the hidden state's
+  const int32_t* start;  // [4 * Hp] interleaved, -kInt8HiddenZero * the column's sum
+};
+
+struct LstmInt8StepArgs {
+  LstmInt8Weights weights;
+  int hidden_size;
+  int rows;               // those still running, 1 .. kMaxGroupRows
+  bool first;             // h_{t-1} = c_{t-1} = 0, neither is read
+  const uint8_t* h_prev;  // [round_up(H, kInt8Chunk)] of row r at h_prev + r * h_stride; what lies
+                          // beyond H counts for nothing, but must be below 128
+  uint8_t* h_next;        // likewise, written for the units of this call, rounded up to lanes
+  ptrdiff_t h_stride;
+  const Half* const* input;  // [rows] to [4 * Hp], interleaved: W_ih x + b
+  float* const* c;           // [rows] to [Hp], in place
+  float* const* out;         // [rows] to H elements, written
+  int unit_begin;            // a multiple of lanes
+  int unit_end;              // the same, or H
 };
 
 // Rows of the input half computed at once, about: enough of them that W_ih is worth fetching.
@@ -173,6 +213,13 @@ struct KernelTable {
   void (*viterbi_prepare)(const CrfModel<T>&, CrfTables<T>&);
   void (*viterbi)(const ViterbiArgs<T>&);
   void (*softmax)(const SoftmaxArgs<T>&);
+};
+
+// What inference in fewer bits needs besides; of the same instruction sets.
+struct InferenceTable {
+  void (*lstm_step_bf16)(const LstmStepArgs<float, Bf16, Half>&);
+  void (*lstm_step_int8)(const LstmInt8StepArgs&);
+  void (*to_half)(const float* from, Half* to, int64_t size);  // to nearest even
 };
 
 }  // namespace xdf
