@@ -17,7 +17,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("set_isa", &xdf::set_isa, py::arg("name"));
   m.def("default_threads", &xdf::default_threads);
   xdf::register_lstm(m);
-  xdf::register_token_lstm(m);
+  xdf::register_student(m);
   xdf::register_crf(m);
   xdf::active_isa();  // a wrong XDF_ISA is reported at import, not at the first call
 }

@@ -4,8 +4,8 @@
 
 namespace xdf {
 
-void register_lstm(pybind11::module_& m);        // BiLSTM, linear layer, embedding
-void register_token_lstm(pybind11::module_& m);  // BiLSTM over token ids, in any precision
-void register_crf(pybind11::module_& m);   // CRF, Viterbi, softmax
+void register_lstm(pybind11::module_& m);     // BiLSTM, linear layer, embedding
+void register_student(pybind11::module_& m);  // the student as it runs, in any precision
+void register_crf(pybind11::module_& m);      // CRF, Viterbi, softmax
 
 }  // namespace xdf

@@ -30,58 +30,7 @@ Bf16 to_bf16(float x) {
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
-// Sums of the positive and of the negative weights of each set of a row (kInt8SetLimit).
-template <class T, class Body>
-void for_each_set(const T* row, int H, Body&& body) {
-  for (int chunk = 0; chunk < H; chunk += kInt8Chunk) {
-    for (int set = 0; set < 2; ++set) {
-      double positive = 0, negative = 0;
-      for (int k = chunk; k < std::min(H, chunk + kInt8Chunk); ++k) {
-        if (k / 2 % 2 != set) continue;
-        (row[k] > 0 ? positive : negative) += std::abs(static_cast<double>(row[k]));
-      }
-      body(std::max(positive, negative));
-    }
-  }
-}
-
-// Byte of weight (gate column m, k) in a block of units: [chunk of k][gate][quad][lanes][4].
-ptrdiff_t int8_offset(int gate, int lane, int k, int lanes) {
-  const ptrdiff_t chunk = k / kInt8Chunk, quad = k % kInt8Chunk / 4;
-  return (((chunk * 4 + gate) * 4 + quad) * lanes + lane) * 4 + k % 4;
-}
-
 }  // namespace
-
-void quantize_recurrent(const float* w_hh, int H, int8_t* to, float* scales) {
-  for (ptrdiff_t m = 0; m < 4 * static_cast<ptrdiff_t>(H); ++m) {
-    const float* row = w_hh + m * H;
-    double scale = 0;
-    for (int k = 0; k < H; ++k)
-      scale = std::max(scale, std::abs(static_cast<double>(row[k])) / 127);
-    for_each_set(row, H, [&](double sum) { scale = std::max(scale, sum / kInt8SetLimit); });
-    scales[m] = static_cast<float>(scale > 0 ? scale : 1);
-    int8_t* out = to + m * H;
-    for (bool fits = false; !fits;) {  // rounding may carry a set a little over its limit
-      for (int k = 0; k < H; ++k) {
-        const float level = std::nearbyint(row[k] / scales[m]);
-        out[k] = static_cast<int8_t>(std::max(-127.0f, std::min(127.0f, level)));
-      }
-      fits = true;
-      for_each_set(out, H, [&](double sum) { fits = fits && sum <= kInt8SetLimit; });
-      if (!fits) scales[m] *= 1.005f;
-    }
-  }
-}
-
-bool valid_int8_recurrent(const int8_t* w_hh, int H) {
-  bool valid = true;
-  for (ptrdiff_t m = 0; m < 4 * static_cast<ptrdiff_t>(H) && valid; ++m) {
-    valid = std::find(w_hh + m * H, w_hh + (m + 1) * H, -128) == w_hh + (m + 1) * H;
-    for_each_set(w_hh + m * H, H, [&](double sum) { valid = valid && sum <= kInt8SetLimit; });
-  }
-  return valid;
-}
 
 // One direction of one group of sequences: its phases are the steps.
 template <class W, class In>
@@ -97,7 +46,7 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
     const TokenBiLstm& model;
     const int32_t* slots;  // [total] row of each token: of `rows`, or -1 - row of `further`
     const char *rows, *further;
-    float* out;
+    char* out;
   };
 
   // Bytes a thread needs for the run it has taken: h twice, c, gates.
@@ -115,7 +64,7 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
       h = reinterpret_cast<Hidden*>(at);
       at += kMaxGroupRows * hidden_row(H_) * sizeof(Hidden);
     }
-    // Its padding meets weights of zero, but must be a hidden state.
+    // Its padding meets weights of zero, but is read.
     if constexpr (kInt8) std::memset(workspace, kInt8HiddenZero, at - workspace);
     float* c = reinterpret_cast<float*>(at);
     float* gates = c + kMaxGroupRows * cell_row(H_);
@@ -140,19 +89,26 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
     return static_cast<size_t>(round_up(H, kHiddenAlign)) + kHiddenAlign;
   }
 
+  const In* row_of(ptrdiff_t t) const {
+    const ptrdiff_t nbytes = static_cast<ptrdiff_t>(call_->model.row_nbytes_);
+    const ptrdiff_t slot = call_->slots[t];
+    const char* row =
+        slot >= 0 ? call_->rows + slot * nbytes : call_->further - (slot + 1) * nbytes;
+    return reinterpret_cast<const In*>(group_.reverse ? row + nbytes / 2 : row);
+  }
+
   bool next_phase() {
     ++step_;
     if (step_ == group_.length[0]) return false;
-    const TokenBiLstm& model = call_->model;
     rows_ = active(step_, rows_);
+    const int next_rows = active(step_ + 1, rows_);
     for (int r = 0; r < rows_; ++r) {
-      const ptrdiff_t t = token(r, step_), slot = call_->slots[t];
-      const char* row =
-          (slot >= 0 ? call_->rows + slot * static_cast<ptrdiff_t>(model.row_nbytes_)
-                     : call_->further - (slot + 1) * static_cast<ptrdiff_t>(model.row_nbytes_));
-      if (group_.reverse) row += model.row_nbytes_ / 2;
-      input_[r] = reinterpret_cast<const In*>(row);
-      out_rows_[r] = call_->out + (2 * t + (group_.reverse ? 1 : 0)) * H_;
+      const ptrdiff_t t = token(r, step_);
+      input_[r] = step_ == 0 ? row_of(t) : next_input_[r];
+      next_input_[r] = r < next_rows ? row_of(token(r, step_ + 1)) : input_[r];
+      Hidden* out = reinterpret_cast<Hidden*>(
+          call_->out + t * static_cast<ptrdiff_t>(call_->model.hidden_nbytes()));
+      out_rows_[r] = group_.reverse ? out + H_ : out;
     }
     return true;
   }
@@ -161,18 +117,15 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
     const TokenBiLstm& model = call_->model;
     const int lanes = model.kernels_.lanes;
     const int d = group_.reverse ? 1 : 0;
-    const size_t direction = model.recurrent_.size() / 2;
-    const W* recurrent =
-        reinterpret_cast<const W*>(model.recurrent_.data() + static_cast<size_t>(d) * direction);
     if constexpr (kInt8) {
-      const ptrdiff_t gate_row = d * 4 * static_cast<ptrdiff_t>(round_up(H_, kHiddenAlign));
       LstmInt8StepArgs args;
-      args.weights = {recurrent, model.scales_.data() + gate_row, model.start_.data() + gate_row};
+      args.recurrent = model.int8_recurrent_[d].view();
+      args.next_input = next_input_;
       fill(args, begin * lanes, std::min(end * lanes, H_));
       model.inference_.lstm_step_int8(args);
     } else {
       LstmStepArgs<float, W, In> args;
-      args.recurrent = recurrent;
+      args.recurrent = reinterpret_cast<const W*>(model.recurrent_[d].data());
       args.keep_gates = false;
       args.gates = gate_rows_;
       args.c_prev = 0;
@@ -204,15 +157,15 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
   int H_ = 0, step_ = 0, rows_ = 0;
   Hidden* h_[2] = {};
   const In* input_[kMaxGroupRows];
+  const In* next_input_[kMaxGroupRows];
   float* gate_rows_[kMaxGroupRows];
   float* c_rows_[kMaxGroupRows];
-  float* out_rows_[kMaxGroupRows];
+  Hidden* out_rows_[kMaxGroupRows];
 };
 
 size_t TokenBiLstm::row_nbytes(Precision precision, int hidden_size) {
   const size_t element = precision == Precision::kFloat32 ? sizeof(float) : sizeof(Half);
   const int lanes = ::xdf::kernels<float>().lanes;
-  // One vector more, for what a kernel may fetch ahead.
   return 2 * 4 * static_cast<size_t>(round_up(hidden_size, lanes)) * element;
 }
 
@@ -239,14 +192,14 @@ TokenBiLstm::TokenBiLstm(Precision precision, const Sizes& sizes, const float* e
 }
 
 size_t TokenBiLstm::weights_nbytes() const {
-  return input_.size() * sizeof(float) + recurrent_.size() + scales_.size() * sizeof(float) +
-         start_.size() * sizeof(int32_t);
+  size_t size = input_.size() * sizeof(float);
+  for (int d = 0; d < 2; ++d) size += recurrent_[d].size() + int8_recurrent_[d].nbytes();
+  return size;
 }
 
 void TokenBiLstm::pack(int d, const Direction& from) {
   const int H = sizes_.hidden_size, E = sizes_.embedding_size;
   const int lanes = kernels_.lanes;
-  const int Hp = round_up(H, kHiddenAlign);
   const int columns = 4 * round_up(H, lanes);
 
   const size_t input_size = static_cast<size_t>(columns) * static_cast<size_t>(E + 1);
@@ -257,38 +210,18 @@ void TokenBiLstm::pack(int d, const Direction& from) {
     to[m] = row >= 0 ? from.bias[row] : 0.0f;
   }
 
-  const auto recurrent = [&](size_t nbytes) {
-    return recurrent_.reserve(2 * nbytes) + static_cast<size_t>(d) * nbytes;
-  };
   const size_t weights = static_cast<size_t>(columns) * static_cast<size_t>(H);
   if (precision_ == Precision::kFloat32) {
-    pack_gates(reinterpret_cast<float*>(recurrent(weights * sizeof(float))), from.w_hh, H, H,
-               lanes);
+    char* recurrent = recurrent_[d].reserve(weights * sizeof(float));
+    pack_gates(reinterpret_cast<float*>(recurrent), from.w_hh, H, H, lanes);
   } else if (precision_ == Precision::kBf16) {
     std::vector<float> packed(weights);
     pack_gates(packed.data(), from.w_hh, H, H, lanes);
-    std::transform(packed.begin(), packed.end(),
-                   reinterpret_cast<Bf16*>(recurrent(weights * sizeof(Bf16))), to_bf16);
+    char* recurrent = recurrent_[d].reserve(weights * sizeof(Bf16));
+    std::transform(packed.begin(), packed.end(), reinterpret_cast<Bf16*>(recurrent), to_bf16);
   } else {
-    const ptrdiff_t block = static_cast<ptrdiff_t>(round_up(H, kInt8Chunk)) * 4 * lanes;
-    const size_t nbytes = static_cast<size_t>(block) * static_cast<size_t>(columns / (4 * lanes));
-    int8_t* packed = reinterpret_cast<int8_t*>(recurrent(nbytes));
-    float* scales = scales_.reserve(8 * static_cast<size_t>(Hp)) + d * 4 * Hp;
-    int32_t* start = start_.reserve(8 * static_cast<size_t>(Hp)) + d * 4 * Hp;
-    std::fill_n(packed, nbytes, int8_t{0});
-    std::fill_n(scales, 4 * Hp, 0.0f);
-    std::fill_n(start, 4 * Hp, 0);
-    for (int m = 0; m < columns; ++m) {
-      const int row = gate_row_of(m, H, lanes);
-      if (row < 0) continue;
-      const int8_t* values = from.w_hh_int8 + static_cast<ptrdiff_t>(row) * H;
-      int8_t* to_block = packed + m / (4 * lanes) * block;
-      for (int k = 0; k < H; ++k) {
-        to_block[int8_offset(m / lanes % 4, m % lanes, k, lanes)] = values[k];
-        start[m] -= kInt8HiddenZero * values[k];
-      }
-      scales[m] = from.w_hh_scales[row] / kInt8HiddenLevels;
-    }
+    int8_recurrent_[d].pack(from.w_hh_int8, from.w_hh_scales, H, columns, lanes,
+                            [=](int m) { return gate_row_of(m, H, lanes); });
   }
 }
 
@@ -326,12 +259,12 @@ void TokenBiLstm::make_rows(const int32_t* ids, int64_t count, char* to, int thr
 
 template <class W, class In>
 void TokenBiLstm::run(const int32_t* slots, const char* rows, const char* further,
-                      const int32_t* cu_seqlens, int batch, float* out, int threads) const {
+                      const int32_t* cu_seqlens, int batch, void* out, int threads) const {
   using Run = TokenRun<W, In>;
   const int H = sizes_.hidden_size;
   const Plan plan(cu_seqlens, batch, threads);
   if (plan.tasks() == 0) return;
-  const typename Run::Call call{*this, slots, rows, further, out};
+  const typename Run::Call call{*this, slots, rows, further, static_cast<char*>(out)};
   const int unit_blocks = (H + kernels_.lanes - 1) / kernels_.lanes;
   const int slots_used =
       std::min(threads, plan.tasks() * parts_of_step<W>(plan.group(0).rows, H, unit_blocks));
@@ -342,7 +275,7 @@ void TokenBiLstm::run(const int32_t* slots, const char* rows, const char* furthe
   });
 }
 
-void TokenBiLstm::forward(const int32_t* ids, const int32_t* cu_seqlens, int batch, float* out,
+void TokenBiLstm::forward(const int32_t* ids, const int32_t* cu_seqlens, int batch, void* out,
                           int threads) const {
   if (threads <= 0) threads = default_threads();
   const int64_t total = cu_seqlens[batch];

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/aligned.h"
+#include "cpu/quantize.h"
 #include "xdf/kernels.h"
 
 namespace xdf {
@@ -23,7 +24,7 @@ class TokenBiLstm {
     const float* w_ih;         // [4H, E]
     const float* bias;         // [4H], b_ih + b_hh
     const float* w_hh;         // [4H, H]; null for kInt8
-    const int8_t* w_hh_int8;   // [4H, H], within kInt8SetLimit; for kInt8, else null
+    const int8_t* w_hh_int8;   // [4H, H], as quantize_rows makes it; for kInt8, else null
     const float* w_hh_scales;  // [4H], of its rows
   };
   struct Sizes {
@@ -43,8 +44,14 @@ class TokenBiLstm {
   size_t table_nbytes() const { return table_.size(); }
   static size_t row_nbytes(Precision precision, int hidden_size);
 
-  // out [total, 2H] of ids [total], each below V.
-  void forward(const int32_t* ids, const int32_t* cu_seqlens, int batch, float* out,
+  // A row of hidden states: 2H floats, or for kInt8 bytes, rounded up to kInt8Chunk.
+  size_t hidden_nbytes() const {
+    const int H = sizes_.hidden_size;
+    return precision_ == Precision::kInt8 ? static_cast<size_t>(round_up(2 * H, kInt8Chunk))
+                                          : static_cast<size_t>(2 * H) * sizeof(float);
+  }
+  // out [total] rows of hidden_nbytes() for ids [total], each below V.
+  void forward(const int32_t* ids, const int32_t* cu_seqlens, int batch, void* out,
                int threads) const;
 
  private:
@@ -56,7 +63,7 @@ class TokenBiLstm {
   void make_rows(const int32_t* ids, int64_t count, char* to, int threads) const;
   template <class W, class In>
   void run(const int32_t* slots, const char* rows, const char* further, const int32_t* cu_seqlens,
-           int batch, float* out, int threads) const;
+           int batch, void* out, int threads) const;
 
   Precision precision_;
   Sizes sizes_;
@@ -64,19 +71,11 @@ class TokenBiLstm {
   const InferenceTable& inference_;
   const float* embedding_;
   size_t row_nbytes_;
-  AlignedBuffer<float> input_;     // of both directions: panels of W_ih, then the bias
-  AlignedBuffer<char> recurrent_;  // of both directions
-  AlignedBuffer<float> scales_;    // kInt8: of both directions [4 * Hp]
-  AlignedBuffer<int32_t> start_;   // kInt8: likewise
+  AlignedBuffer<float> input_;  // of both directions: panels of W_ih, then the bias
+  AlignedBuffer<char> recurrent_[2];
+  PackedInt8 int8_recurrent_[2];
   AlignedBuffer<char> table_;
   std::vector<int32_t> slots_;  // [V] row of the table, -1 if it has none; empty if all have theirs
 };
-
-// Rounds W_hh [4H, H] to bytes: row m is about scales[m] * to[m, :], with scales such that kInt8
-// kernels cannot overflow.
-void quantize_recurrent(const float* w_hh, int hidden_size, int8_t* to, float* scales);
-
-// Whether int8 weights keep within kInt8SetLimit and -127 .. 127.
-bool valid_int8_recurrent(const int8_t* w_hh, int hidden_size);
 
 }  // namespace xdf

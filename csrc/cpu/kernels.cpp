@@ -3,6 +3,7 @@
 
 #include "cpu/crf_grad-inl.h"
 #include "cpu/half-inl.h"
+#include "cpu/linear_int8-inl.h"
 #include "cpu/lstm-inl.h"
 #include "cpu/lstm_backward-inl.h"
 #include "cpu/lstm_int8-inl.h"
@@ -29,6 +30,7 @@ extern const InferenceTable table_inference;
 const InferenceTable table_inference = {
     lstm_step<float, Bf16, Half>,
     lstm_step_int8,
+    linear_int8,
     to_half,
 };
 

@@ -24,11 +24,14 @@
 #define XDF_MEMBER inline __attribute__((always_inline))
 #define XDF_UNROLL _Pragma("GCC unroll 16")
 #define XDF_PREFETCH(address) __builtin_prefetch(address)
+// The compiler must have computed the register at this point, and may not regroup sums across it.
+#define XDF_KEEP_ORDER(reg) __asm__("" : "+x"(reg))
 #else
 #define XDF_INLINE static inline
 #define XDF_MEMBER inline
 #define XDF_UNROLL
 #define XDF_PREFETCH(address) ((void)(address))
+#define XDF_KEEP_ORDER(reg) ((void)(reg))
 #endif
 
 namespace xdf {

@@ -134,27 +134,39 @@ constexpr int kInt8HiddenZero = 64;
 constexpr int kInt8Chunk = 16;
 constexpr int kInt8SetLimit = 32767 / (2 * kInt8HiddenZero - 1);
 
-struct LstmInt8Weights {
-  // [unit block][chunk of k][gate][quad of k][lanes][4]; zero for units beyond H and k beyond H.
-  const int8_t* recurrent;
-  const float* scale;    // [4 * Hp] interleaved, of a weight column times the hidden state's
-  const int32_t* start;  // [4 * Hp] interleaved, -kInt8HiddenZero * the column's sum
+// A matrix B[K, N] of bytes in blocks of 4 * lanes columns: [block][chunk of k][4][quad of k]
+// [lanes][4], zero beyond K and N. Of an LSTM the columns are the interleaved gates.
+struct Int8Matrix {
+  const int8_t* data;
+  const float* scale;    // of each column, for hidden states as inputs
+  const int32_t* start;  // of each column, -kInt8HiddenZero * its sum
 };
 
 struct LstmInt8StepArgs {
-  LstmInt8Weights weights;
+  Int8Matrix recurrent;
   int hidden_size;
   int rows;               // those still running, 1 .. kMaxGroupRows
   bool first;             // h_{t-1} = c_{t-1} = 0, neither is read
   const uint8_t* h_prev;  // [round_up(H, kInt8Chunk)] of row r at h_prev + r * h_stride; what lies
-                          // beyond H counts for nothing, but must be below 128
+                          // beyond H counts for nothing
   uint8_t* h_next;        // likewise, written for the units of this call, rounded up to lanes
   ptrdiff_t h_stride;
-  const Half* const* input;  // [rows] to [4 * Hp], interleaved: W_ih x + b
-  float* const* c;           // [rows] to [Hp], in place
-  float* const* out;         // [rows] to H elements, written
-  int unit_begin;            // a multiple of lanes
-  int unit_end;              // the same, or H
+  const Half* const* input;       // [rows] to [4 * Hp], interleaved: W_ih x + b
+  const Half* const* next_input;  // [rows] likewise at the next step, to be fetched ahead
+  float* const* c;                // [rows] to [Hp], in place
+  uint8_t* const* out;            // [rows] to H bytes, written: h
+  int unit_begin;                 // a multiple of lanes
+  int unit_end;                   // the same, or H
+};
+
+// out[m, :] = bias + (x[m, :] as hidden states) B
+struct Int8LinearArgs {
+  const uint8_t* x;  // [round_up(K, kInt8Chunk)] of row m at x + m * x_stride
+  ptrdiff_t x_stride;
+  int rows, K, N;
+  Int8Matrix weights;
+  const float* bias;  // [round_up(N, 4 * lanes)]
+  float* out;         // [rows, N]
 };
 
 // Rows of the input half computed at once, about: enough of them that W_ih is worth fetching.
@@ -219,6 +231,7 @@ struct KernelTable {
 struct InferenceTable {
   void (*lstm_step_bf16)(const LstmStepArgs<float, Bf16, Half>&);
   void (*lstm_step_int8)(const LstmInt8StepArgs&);
+  void (*linear_int8)(const Int8LinearArgs&);
   void (*to_half)(const float* from, Half* to, int64_t size);  // to nearest even
 };
 

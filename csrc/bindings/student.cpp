@@ -1,0 +1,176 @@
+// The student as it runs, and the quantisation of weights.
+#include "cpu/student.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "bindings/arrays.h"
+#include "bindings/register.h"
+
+namespace xdf {
+namespace {
+
+constexpr int64_t kMaxSize = 1 << 20;   // of C, E and H: far above any use, far below overflow
+constexpr int64_t kMaxIds = 1LL << 31;  // of a vocabulary
+
+Precision precision_of(const std::string& name) {
+  if (name == "float32") return Precision::kFloat32;
+  if (name == "bfloat16") return Precision::kBf16;
+  if (name == "int8") return Precision::kInt8;
+  fail("precision: got '", name, "', must be 'float32', 'bfloat16' or 'int8'");
+}
+
+const char* name_of(Precision precision) {
+  switch (precision) {
+    case Precision::kFloat32:
+      return "float32";
+    case Precision::kBf16:
+      return "bfloat16";
+    default:
+      return "int8";
+  }
+}
+
+struct PyStudentWeights {
+  py::array embedding;  // read by calls with ids that have no row in the table
+  std::shared_ptr<const StudentWeights> weights;
+};
+
+// A weight matrix [N, K] as floats, or as a pair of bytes and the scales [N] of its rows.
+struct Matrix {
+  Matrix(const py::handle& object, const char* name, int64_t N, int64_t K, Precision precision) {
+    if (precision != Precision::kInt8) {
+      floats.emplace(object, name, std::vector<int64_t>{N, K});
+      return;
+    }
+    XDF_CHECK(py::isinstance<py::sequence>(object) && py::len(object) == 2, name,
+              ": must be a pair of int8 values and float32 scales");
+    const py::sequence pair = py::reinterpret_borrow<py::sequence>(object);
+    bytes.emplace(pair[0], name, std::vector<int64_t>{N, K});
+    scales.emplace(pair[1], (std::string(name) + " scales").c_str(), std::vector<int64_t>{N});
+    XDF_CHECK(valid_int8_rows(bytes->data(), N, static_cast<int>(K)), name,
+              ": sums of its bytes could overflow; quantize_rows makes bytes whose sums cannot");
+  }
+  const float* float_data() const { return floats ? floats->data() : nullptr; }
+  const int8_t* int8_data() const { return bytes ? bytes->data() : nullptr; }
+  const float* scales_data() const { return scales ? scales->data() : nullptr; }
+
+  std::optional<In<float>> floats, scales;
+  std::optional<In<int8_t>> bytes;
+};
+
+struct DirectionArrays {
+  DirectionArrays(const py::sequence& arrays, size_t at, int64_t H, int64_t E, Precision precision)
+      : w_ih(arrays[at], "w_ih", {4 * H, E}),
+        w_hh(arrays[at + 1], "w_hh", 4 * H, H, precision),
+        bias(arrays[at + 2], "bias", {4 * H}) {}
+  TokenBiLstm::Direction view() const {
+    return {w_ih.data(), bias.data(), w_hh.float_data(), w_hh.int8_data(), w_hh.scales_data()};
+  }
+  In<float> w_ih;
+  Matrix w_hh;
+  In<float> bias;
+};
+
+PyStudentWeights make(const std::string& precision_name, const py::object& embedding,
+                      const py::sequence& bilstm, const py::sequence& output,
+                      const py::object& table_ids, int threads) {
+  checked_threads(threads);
+  const Precision precision = precision_of(precision_name);
+  const In<float> table(embedding, "embedding", {kAny, kAny});
+  const int64_t V = table.dim(0), E = table.dim(1);
+  XDF_CHECK(V > 0 && V < kMaxIds && E > 0 && E <= kMaxSize, "embedding: has shape [", V, ", ", E,
+            "], must be at least [1, 1] and at most [", kMaxIds - 1, ", ", kMaxSize, "]");
+  XDF_CHECK(py::len(bilstm) == 6, "bilstm: got ", py::len(bilstm),
+            " arrays, must be 6: w_ih, w_hh, bias, then the same of the reverse direction");
+  const int64_t gates = In<float>(bilstm[0], "w_ih", {kAny, E}).dim(0), H = gates / 4;
+  XDF_CHECK(H > 0 && gates % 4 == 0 && H <= kMaxSize, "w_ih: has ", gates,
+            " rows, must be 4 * hidden_size with hidden_size from 1 to ", kMaxSize);
+  const DirectionArrays forward(bilstm, 0, H, E, precision), reverse(bilstm, 3, H, E, precision);
+  XDF_CHECK(py::len(output) == 2, "output: got ", py::len(output),
+            " arrays, must be 2: weight, bias");
+  const In<float> bias(output[1], "output bias", {kAny});
+  const int64_t C = bias.dim(0);
+  XDF_CHECK(C > 0 && C <= kMaxSize, "output bias: has ", C, " values, must be 1 to ", kMaxSize);
+  const Matrix weight(output[0], "output weight", C, 2 * H, precision);
+  const In<int32_t> ids(table_ids, "table_ids", {kAny});
+  check_ids(ids, "table_ids", V);
+  std::vector<bool> seen(static_cast<size_t>(V));
+  for (int64_t n = 0; n < ids.dim(0); ++n) {
+    XDF_CHECK(!seen[static_cast<size_t>(ids.data()[n])], "table_ids: has ", ids.data()[n],
+              " twice, must be distinct");
+    seen[static_cast<size_t>(ids.data()[n])] = true;
+  }
+  PyStudentWeights made{table.array, nullptr};
+  const py::gil_scoped_release release;
+  made.weights = std::make_shared<const StudentWeights>(
+      precision, TokenBiLstm::Sizes{static_cast<int>(V), static_cast<int>(E), static_cast<int>(H)},
+      table.data(), forward.view(), reverse.view(),
+      StudentWeights::Output{static_cast<int>(C), weight.float_data(), weight.int8_data(),
+                             weight.scales_data(), bias.data()},
+      ids.data(), ids.dim(0), threads);
+  return made;
+}
+
+void scores(const PyStudentWeights& self, const py::object& ids, const py::object& cu_seqlens,
+            const py::object& out, int threads) {
+  checked_threads(threads);
+  const In<int32_t> ids_in(ids, "ids", {kAny});
+  const In<int32_t> cu = cu_seqlens_input(cu_seqlens, ids_in.dim(0));
+  Out<float> out_view(out, "out", {ids_in.dim(0), self.weights->num_tags()});
+  check_no_overlap(out_view.array, "out", self.embedding, "embedding");
+  check_ids(ids_in, "ids", self.weights->bilstm().sizes().vocab_size);
+  float* out_data = out_view.data();
+  const py::gil_scoped_release release;
+  self.weights->forward(ids_in.data(), cu.data(), static_cast<int>(cu.dim(0) - 1), out_data,
+                        threads);
+}
+
+void quantize(const py::object& weight, const py::object& out, const py::object& scales) {
+  const In<float> in(weight, "weight", {kAny, kAny});
+  const int64_t N = in.dim(0), K = in.dim(1);
+  XDF_CHECK(K > 0 && K <= 2 * kMaxSize, "weight: has ", K, " columns, must be 1 to ", 2 * kMaxSize);
+  Out<int8_t> out_view(out, "out", {N, K});
+  Out<float> scales_view(scales, "scales", {N});
+  check_no_overlap({{out_view.array, "out"}, {scales_view.array, "scales"}},
+                   {{in.array, "weight"}});
+  for (int64_t n = 0; n < N * K; ++n)
+    XDF_CHECK(in.data()[n] - in.data()[n] == 0, "weight: has a value that is not finite");
+  int8_t* out_data = out_view.data();
+  float* scales_data = scales_view.data();
+  const py::gil_scoped_release release;
+  quantize_rows(in.data(), N, static_cast<int>(K), out_data, scales_data);
+}
+
+}  // namespace
+
+void register_student(py::module_& m) {
+  using namespace py::literals;
+  py::class_<PyStudentWeights>(m, "StudentWeights")
+      .def(py::init(&make), "precision"_a, "embedding"_a, "bilstm"_a, "output"_a, "table_ids"_a,
+           "threads"_a = 0)
+      .def_property_readonly(
+          "precision",
+          [](const PyStudentWeights& w) { return name_of(w.weights->bilstm().precision()); })
+      .def_property_readonly("nbytes",
+                             [](const PyStudentWeights& w) { return w.weights->nbytes(); })
+      .def_property_readonly(
+          "table_nbytes",
+          [](const PyStudentWeights& w) { return w.weights->bilstm().table_nbytes(); })
+      .def_static(
+          "table_row_nbytes",
+          [](const std::string& precision, int64_t hidden_size) {
+            XDF_CHECK(hidden_size > 0 && hidden_size <= kMaxSize, "hidden_size: got ", hidden_size,
+                      ", must be 1 to ", kMaxSize);
+            return TokenBiLstm::row_nbytes(precision_of(precision), static_cast<int>(hidden_size));
+          },
+          "precision"_a, "hidden_size"_a);
+  m.def("student_scores", &scores, "weights"_a, "ids"_a, "cu_seqlens"_a, "out"_a, "threads"_a = 0);
+  m.def("quantize_rows", &quantize, "weight"_a, "out"_a, "scales"_a);
+}
+
+}  // namespace xdf

@@ -1,0 +1,224 @@
+// Products of hidden states as bytes with weights as bytes (xdf/kernels.h: Int8Matrix), for some
+// rows and one block of 4 * lanes columns:
+//
+//   sum[r, n] = start[n] + sum_k u[r, k] W[k, n] = sum_k (u[r, k] - 64) W[k, n]
+//
+// By vpmaddubsw, 32 multiply-adds an instruction, of which every fourth needs one more to widen the
+// sums: 51 multiply-adds a cycle at two instructions a cycle, 3.2 times what float has. The weights
+// of a block lie in L1 while all rows pass over them. That makes two loads a cycle as well, so that
+// a tile of two rows is as good as any: more rows would save no load, because a row's own sums of
+// 16 bits live for one chunk only. (The dot-product instructions need no such sums; there a weight
+// is loaded once for four rows.)
+#pragma once
+
+#include <string.h>
+
+#include "cpu/gemm-inl.h"
+#include "xdf/kernels.h"
+
+namespace xdf {
+namespace XDF_ISA {
+
+// A register of 32-bit sums, `lanes` of them, and what a tile does with it.
+#if defined(XDF_ISA_avx512)
+
+struct Int32s {
+  __m512i v;
+  static XDF_MEMBER Int32s load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+  XDF_MEMBER void store(int32_t* p) const { _mm512_storeu_si512(p, v); }
+  XDF_MEMBER Vec<float> to_float() const { return {_mm512_cvtepi32_ps(v)}; }
+};
+
+#elif defined(XDF_ISA_avx2)
+
+struct Int32s {
+  __m256i v;
+  static XDF_MEMBER Int32s load(const int32_t* p) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+  }
+  XDF_MEMBER void store(int32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  XDF_MEMBER Vec<float> to_float() const { return {_mm256_cvtepi32_ps(v)}; }
+};
+
+#else
+
+struct Int32s {
+  static constexpr int lanes = Vec<float>::lanes;
+  int32_t v[lanes];
+  static XDF_MEMBER Int32s load(const int32_t* p) {
+    Int32s r;
+    for (int i = 0; i < lanes; ++i) r.v[i] = p[i];
+    return r;
+  }
+  XDF_MEMBER void store(int32_t* p) const {
+    for (int i = 0; i < lanes; ++i) p[i] = v[i];
+  }
+  XDF_MEMBER Vec<float> to_float() const {
+    Vec<float> r;
+    for (int i = 0; i < lanes; ++i) r.v[i] = static_cast<float>(v[i]);
+    return r;
+  }
+};
+
+#endif
+
+// Four bytes of a row's hidden state.
+XDF_INLINE int32_t quad_at(const uint8_t* p) {
+  int32_t quad;
+  memcpy(&quad, p, sizeof(quad));
+  return quad;
+}
+
+// acc[r][gate] += the products of one chunk of k; weights at [gate][quad][lanes][4].
+#if defined(XDF_ISA_avx512) && defined(__AVX512VNNI__)
+
+constexpr int kInt8TileRows = 4;
+template <int MR>
+XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
+                           Int32s (&acc)[MR][4]) {
+  XDF_UNROLL
+  for (int quad = 0; quad < 4; ++quad) {
+    __m512i w[4];
+    XDF_UNROLL
+    for (int gate = 0; gate < 4; ++gate)
+      w[gate] = _mm512_loadu_si512(weights + (gate * 4 + quad) * 64);
+    XDF_UNROLL
+    for (int r = 0; r < MR; ++r) {
+      const __m512i u = _mm512_set1_epi32(quad_at(h[r] + k + 4 * quad));
+      XDF_UNROLL
+      for (int gate = 0; gate < 4; ++gate)
+        acc[r][gate].v = _mm512_dpbusd_epi32(acc[r][gate].v, u, w[gate]);
+    }
+  }
+}
+
+#elif defined(XDF_ISA_avx512)
+
+constexpr int kInt8TileRows = 2;
+template <int MR>
+XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
+                           Int32s (&acc)[MR][4]) {
+  const __m512i ones = _mm512_set1_epi16(1);
+  XDF_UNROLL
+  for (int r = 0; r < MR; ++r) {
+    __m512i u[4];
+    XDF_UNROLL
+    for (int quad = 0; quad < 4; ++quad) u[quad] = _mm512_set1_epi32(quad_at(h[r] + k + 4 * quad));
+    XDF_UNROLL
+    for (int gate = 0; gate < 4; ++gate) {
+      const int8_t* w = weights + gate * 256;
+      const __m512i a = _mm512_add_epi16(_mm512_maddubs_epi16(u[0], _mm512_loadu_si512(w)),
+                                         _mm512_maddubs_epi16(u[1], _mm512_loadu_si512(w + 64)));
+      const __m512i b = _mm512_add_epi16(_mm512_maddubs_epi16(u[2], _mm512_loadu_si512(w + 128)),
+                                         _mm512_maddubs_epi16(u[3], _mm512_loadu_si512(w + 192)));
+      const __m512i sums = _mm512_madd_epi16(_mm512_add_epi16(a, b), ones);
+      acc[r][gate].v = _mm512_add_epi32(acc[r][gate].v, sums);
+    }
+  }
+}
+
+#elif defined(XDF_ISA_avx2)
+
+constexpr int kInt8TileRows = 2;
+template <int MR>
+XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
+                           Int32s (&acc)[MR][4]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  XDF_UNROLL
+  for (int r = 0; r < MR; ++r) {
+    __m256i u[4];
+    XDF_UNROLL
+    for (int quad = 0; quad < 4; ++quad) u[quad] = _mm256_set1_epi32(quad_at(h[r] + k + 4 * quad));
+    XDF_UNROLL
+    for (int gate = 0; gate < 4; ++gate) {
+      const __m256i* w = reinterpret_cast<const __m256i*>(weights + gate * 128);
+      // One by one, and kept so: a tree of sums would need a register more than there is.
+      __m256i sums = _mm256_maddubs_epi16(u[0], _mm256_load_si256(w));
+      sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(u[1], _mm256_load_si256(w + 1)));
+      XDF_KEEP_ORDER(sums);
+      sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(u[2], _mm256_load_si256(w + 2)));
+      XDF_KEEP_ORDER(sums);
+      sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(u[3], _mm256_load_si256(w + 3)));
+      sums = _mm256_madd_epi16(sums, ones);
+      acc[r][gate].v = _mm256_add_epi32(acc[r][gate].v, sums);
+    }
+  }
+}
+
+#else
+
+constexpr int kInt8TileRows = 1;
+template <int MR>
+XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
+                           Int32s (&acc)[MR][4]) {
+  for (int r = 0; r < MR; ++r)
+    for (int gate = 0; gate < 4; ++gate)
+      for (int quad = 0; quad < 4; ++quad)
+        for (int lane = 0; lane < Int32s::lanes; ++lane)
+          for (int byte = 0; byte < 4; ++byte)
+            acc[r][gate].v[lane] += h[r][k + 4 * quad + byte] *
+                                    weights[((gate * 4 + quad) * Int32s::lanes + lane) * 4 + byte];
+}
+
+#endif
+
+XDF_INLINE int int8_chunks(int K) {
+  return (K + kInt8Chunk - 1) / kInt8Chunk;
+}
+
+// Bytes of one block of columns.
+XDF_INLINE ptrdiff_t int8_block_size(int K) {
+  return static_cast<ptrdiff_t>(int8_chunks(K)) * kInt8Chunk * 4 * Vec<float>::lanes;
+}
+
+// The sums of MR rows, the first at `x`, and one block of columns, to sums[r][4][lanes];
+// meanwhile `ahead` is fetched, that many bytes for each chunk of k.
+template <int MR>
+static void int8_tile(const uint8_t* x, ptrdiff_t x_stride, int chunks, const int8_t* weights,
+                      const int32_t* start, Prefetch ahead, int32_t* sums) {
+  constexpr int lanes = Vec<float>::lanes;
+  Int32s acc[MR][4];
+  const uint8_t* rows[MR];
+  XDF_UNROLL
+  for (int r = 0; r < MR; ++r) {
+    rows[r] = x + r * x_stride;
+    XDF_UNROLL
+    for (int v = 0; v < 4; ++v) acc[r][v] = Int32s::load(start + v * lanes);
+  }
+  for (ptrdiff_t k = 0; k < chunks * ptrdiff_t{kInt8Chunk}; k += kInt8Chunk) {
+    XDF_PREFETCH(ahead.at);
+    ahead.at += ahead.bytes_per_k;
+    int8_chunk(rows, k, weights, acc);
+    weights += 4 * lanes * kInt8Chunk;
+  }
+  XDF_UNROLL
+  for (int r = 0; r < MR; ++r) {
+    XDF_UNROLL
+    for (int v = 0; v < 4; ++v) acc[r][v].store(sums + (r * 4 + v) * lanes);
+  }
+}
+
+template <int MR>
+XDF_INLINE void int8_tile_of(int rows, const uint8_t* x, ptrdiff_t x_stride, int chunks,
+                             const int8_t* weights, const int32_t* start, Prefetch ahead,
+                             int32_t* sums) {
+  if constexpr (MR > 1) {
+    if (rows < MR)
+      return int8_tile_of<MR - 1>(rows, x, x_stride, chunks, weights, start, ahead, sums);
+  }
+  int8_tile<MR>(x, x_stride, chunks, weights, start, ahead, sums);
+}
+
+// The same for any number of rows; `ahead` goes on from tile to tile.
+XDF_INLINE void int8_rows(const uint8_t* x, ptrdiff_t x_stride, int rows, int chunks,
+                          const int8_t* weights, const int32_t* start, Prefetch ahead,
+                          int32_t* sums) {
+  for (int r = 0; r < rows; r += kInt8TileRows) {
+    int8_tile_of<kInt8TileRows>(rows - r, x + r * x_stride, x_stride, chunks, weights, start, ahead,
+                                sums + r * 4 * Vec<float>::lanes);
+    ahead.at += static_cast<ptrdiff_t>(chunks) * ahead.bytes_per_k;
+  }
+}
+
+}  // namespace XDF_ISA
+}  // namespace xdf
