@@ -335,12 +335,13 @@ class Tagger:
         breaks = np.append(np.flatnonzero(~inside), len(tags))
         stops = breaks[np.searchsorted(breaks, begins, side="right")]
         owners = np.searchsorted(cu_words, begins, side="right") - 1
+        word_starts, word_ends = tagged.encoded.word_starts, tagged.encoded.word_ends
         floor, previous = 0, -1
         for begin, stop, owner in zip(
             begins.tolist(), stops.tolist(), owners.tolist(), strict=True
         ):
             text = texts[owner]
-            start, end = tagged.encoded.span(owner, begin, stop)
+            start, end = int(word_starts[begin]), int(word_ends[stop - 1])
             start, end = finish_span(text, start, end, floor if owner == previous else 0)
             if start == end:
                 continue
@@ -361,11 +362,12 @@ class Tagger:
         """The words of `tag_batch` with their IOB2 tags, one list a text."""
         out: list[list[tuple[str, str]]] = []
         tags, encoded = tagged.tags.tolist(), tagged.encoded
+        spans = list(zip(encoded.word_starts.tolist(), encoded.word_ends.tolist(), strict=True))
         for index, text in enumerate(texts):
             row: list[tuple[str, str]] = []
             floor = 0
             for at in range(int(encoded.cu_words[index]), int(encoded.cu_words[index + 1])):
-                start, end = finish_span(text, *encoded.span(index, at, at + 1), floor)
+                start, end = finish_span(text, *spans[at], floor)
                 if start < end:
                     row.append((text[start:end], self._names[tags[at]]))
                     floor = end
