@@ -150,3 +150,16 @@ class WordPiece(metaclass=_pybind11_type):
     ) -> None: ...
     def encode_texts(self, texts: Sequence[str], threads: int = 0) -> _Pieces: ...
     def encode_words(self, sentences: Sequence[Sequence[str]], threads: int = 0) -> _Pieces: ...
+
+def finish_words(
+    texts: Sequence[str], cu_words: _Ints, word_starts: _Ints, word_ends: _Ints
+) -> tuple[_Ints, _Ints]: ...
+def join_entities(
+    texts: Sequence[str],
+    cu_words: _Ints,
+    word_starts: _Ints,
+    word_ends: _Ints,
+    tags: _Ints,
+    probabilities: npt.NDArray[np.float32],
+    labels: Sequence[str],
+) -> list[list[Any]]: ...

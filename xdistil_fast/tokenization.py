@@ -1,8 +1,8 @@
-"""Text to word pieces, words, windows, and back to exact character spans.
+"""Text to word pieces, words and windows.
 
-Offsets are code points of the original string. The `tokenizers` library keeps them through every
-normaliser (lower-casing, NFD, stripped accents), but leaves out characters it drops, so a span is
-finished here: no white space at its ends, and never a letter without its combining marks.
+Offsets are code points of the original string. They are kept through every normaliser
+(lower-casing, NFD, stripped accents), but leave out characters it drops; csrc/text/spans.h finishes
+the spans of words and entities.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from tokenizers import Encoding, Tokenizer
 from xdistil_fast.wordpiece import compile_wordpiece
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_JOINER = "\u200d"
-_SKIN_TONES = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
 # Marks by which SentencePiece, byte-level BPE and WordPiece say "begins" or "continues a word".
 _PIECE_MARKS = ("\u2581", "\u0120", "##")
 
@@ -58,7 +56,9 @@ class Encoded:
     @property
     def word_ends(self) -> NDArray[np.int32]:
         """Int32 [W], one past the last."""
-        return self.ends[np.append(self.first[1:], len(self.ids))[: len(self.first)] - 1]
+        last = np.append(self.first[1:], len(self.ids))[: len(self.first)] - 1
+        ends: NDArray[np.int32] = self.ends[last]
+        return ends
 
 
 @dataclass(frozen=True)
@@ -212,49 +212,6 @@ def _word_at_or_before(word_starts: NDArray[np.int64], piece: int, above: int) -
     at = int(np.searchsorted(word_starts, piece, side="right")) - 1
     found = int(word_starts[at]) if at >= 0 else above
     return found if found > above else piece
-
-
-def finish_span(text: str, start: int, end: int, floor: int = 0) -> tuple[int, int]:
-    """Makes a tokenizer's span one that a reader would mark.
-
-    White space at either end is left out. Combining marks (and what a zero-width joiner joins) stay
-    with the letter before them: an end moves on over them, a start moves back to the letter.
-
-    Args:
-        text: the original string.
-        start: first code point.
-        end: one past the last.
-        floor: nothing before it may be taken; the end of the entity before this one.
-
-    Returns:
-        Start and end; equal if nothing is left.
-    """
-    start = max(start, floor)
-    end = max(start, end)
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    while end > start and end < len(text) and _continues(text, end):
-        end += 1
-    letter = start
-    while letter > floor and letter < end and _continues(text, letter):
-        letter -= 1
-    # A mark without a letter (it follows white space, or the text begins with it) is left out.
-    if letter < end and not _continues(text, letter) and not text[letter].isspace():
-        start = letter
-    while start < end and (text[start].isspace() or _continues(text, start)):
-        start += 1
-    return start, end
-
-
-def _continues(text: str, at: int) -> bool:
-    """Whether the character at `at` belongs to the one before it."""
-    char = text[at]
-    if char < "\u0300":
-        # Also after a joiner: a joiner before ASCII joins nothing.
-        return False
-    if unicodedata.category(char)[0] == "M" or char == _JOINER or char in _SKIN_TONES:
-        return True
-    return at > 0 and text[at - 1] == _JOINER and not char.isspace()
 
 
 def _punctuation_pieces(

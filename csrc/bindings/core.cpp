@@ -18,6 +18,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("default_threads", &xdf::default_threads);
   xdf::register_lstm(m);
   xdf::register_crf(m);
-  xdf::register_text(m);
+  xdf::register_wordpiece(m);
+  xdf::register_spans(m);
   xdf::active_isa();  // a wrong XDF_ISA is reported at import, not at the first call
 }

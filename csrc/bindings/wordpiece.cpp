@@ -1,4 +1,4 @@
-// Word pieces of Python strings.
+// Python strings to word pieces.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,26 +8,15 @@
 
 #include "bindings/arrays.h"
 #include "bindings/register.h"
+#include "bindings/strings.h"
 #include "cpu/parallel.h"
 #include "text/wordpiece.h"
 
 namespace xdf {
 namespace {
 
-// A view of a str. The caller keeps it alive.
-unicode::Text text_view(PyObject* object) {
-#if PY_VERSION_HEX < 0x030C0000
-  if (PyUnicode_READY(object) != 0) throw py::error_already_set();
-#endif
-  return {PyUnicode_DATA(object), PyUnicode_GET_LENGTH(object),
-          static_cast<int>(PyUnicode_KIND(object))};
-}
-
 std::u32string code_points(const py::handle& object, const char* name) {
-  if (!PyUnicode_Check(object.ptr()))
-    throw py::type_error(std::string(name) + ": got " + Py_TYPE(object.ptr())->tp_name +
-                         ", must be a string");
-  const unicode::Text text = text_view(object.ptr());
+  const unicode::Text text = text_view(object, [&] { return std::string(name); });
   std::u32string out(static_cast<size_t>(text.size), U'\0');
   for (int64_t i = 0; i < text.size; ++i) out[static_cast<size_t>(i)] = text[i];
   return out;
@@ -62,26 +51,12 @@ WordPiece make_wordpiece(const py::dict& vocabulary, const py::dict& added_token
        vocabulary[unk_token].cast<int32_t>()});
 }
 
-// Appends a view of one str; `place` names it in errors.
-template <class Place>
-void append_view(PyObject* object, std::vector<unicode::Text>& items, const Place& place) {
-  if (!PyUnicode_Check(object))
-    throw py::type_error(place() + " is " + Py_TYPE(object)->tp_name + "; it must be a string");
-  items.push_back(text_view(object));
-  XDF_CHECK(items.back().size <= WordPiece::kMaxTextSize, place(), " has ", items.back().size,
+// Appends a view of one str; `name` is called for errors.
+template <class Name>
+void append_view(const py::handle& object, std::vector<unicode::Text>& items, const Name& name) {
+  items.push_back(text_view(object, name));
+  XDF_CHECK(items.back().size <= WordPiece::kMaxTextSize, name(), " has ", items.back().size,
             " code points; at most ", WordPiece::kMaxTextSize, " are allowed");
-}
-
-std::string at(const char* name, size_t index) {
-  return std::string(name) + "[" + std::to_string(index) + "]";
-}
-
-// A copy of a list or tuple, which no other thread can change.
-py::tuple snapshot(const py::handle& object, const std::string& name) {
-  if (!PyList_Check(object.ptr()) && !PyTuple_Check(object.ptr()))
-    throw py::type_error(name + " is " + Py_TYPE(object.ptr())->tp_name +
-                         "; it must be a list or a tuple");
-  return py::reinterpret_steal<py::tuple>(PySequence_Tuple(object.ptr()));
 }
 
 // In the order of Encoded in xdistil_fast/tokenization.py: ids [total], cu_pieces [N + 1], first
@@ -146,8 +121,7 @@ py::tuple encode_texts(const WordPiece& self, const py::object& texts, int threa
   std::vector<unicode::Text> items;
   items.reserve(held.size());
   for (size_t n = 0; n < held.size(); ++n)
-    append_view(PyTuple_GET_ITEM(held.ptr(), static_cast<Py_ssize_t>(n)), items,
-                [&] { return at("texts", n); });
+    append_view(held[n], items, [&] { return element("texts", n); });
   return encode(self, items, nullptr, threads);
 }
 
@@ -159,10 +133,9 @@ py::tuple encode_words(const WordPiece& self, const py::object& sentences, int t
   std::vector<unicode::Text> items;
   std::vector<int64_t> cu_items{0};
   for (size_t n = 0; n < held.size(); ++n) {
-    words.push_back(snapshot(held[n], at("sentences", n)));
+    words.push_back(snapshot(held[n], element("sentences", n)));
     for (size_t i = 0; i < words[n].size(); ++i)
-      append_view(PyTuple_GET_ITEM(words[n].ptr(), static_cast<Py_ssize_t>(i)), items,
-                  [&] { return at(at("sentences", n).c_str(), i); });
+      append_view(words[n][i], items, [&] { return element(element("sentences", n), i); });
     cu_items.push_back(static_cast<int64_t>(items.size()));
   }
   return encode(self, items, &cu_items, threads);
@@ -170,7 +143,7 @@ py::tuple encode_words(const WordPiece& self, const py::object& sentences, int t
 
 }  // namespace
 
-void register_text(py::module_& m) {
+void register_wordpiece(py::module_& m) {
   using namespace py::literals;
   py::class_<WordPiece>(m, "WordPiece")
       .def(py::init(&make_wordpiece), "vocabulary"_a, "added_tokens"_a, py::kw_only(),
