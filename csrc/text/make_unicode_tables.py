@@ -163,6 +163,8 @@ def main(path: Path) -> None:
     for c, after in stripped.items():
         if after != "".join(x for x in nfd.get(c, chr(c)) if ord(x) not in set(nonspacing)):
             raise SystemExit(f"U+{c:04X}: strip_accents is not NFD without nonspacing marks")
+    if any(len(nfd.get(c, " ")) > 1 for c in chinese):
+        raise SystemExit("a Chinese character becomes several by NFD")
     for c in HANGUL:
         lead, rest = divmod(c - 0xAC00, 588)
         vowel, tail = divmod(rest, 28)

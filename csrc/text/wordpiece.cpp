@@ -21,13 +21,6 @@ uint32_t readable(uint32_t c) {
   return unicode::is_surrogate(c) ? unicode::kReplacement : c;
 }
 
-bool any_of(const std::u32string& text, const std::vector<uint8_t>& properties, uint8_t bits,
-            uint8_t without) {
-  return std::any_of(text.begin(), text.end(), [&](char32_t c) {
-    return (properties[c] & bits) != 0 && (properties[c] & without) == 0;
-  });
-}
-
 }  // namespace
 
 // Reads items one after the other into one run.
@@ -281,7 +274,8 @@ void WordPiece::build_actions(const Vocabulary& vocabulary, const Vocabulary& ad
   page_of_.resize(kCodePoints / kPage);
   std::vector<Action> page(kPage);
   for (uint32_t begin = 0; begin < kCodePoints; begin += kPage) {
-    for (uint32_t c = begin; c < begin + kPage; ++c) page[c - begin] = plan(c, properties, known);
+    for (uint32_t c = begin; c < begin + kPage; ++c)
+      page[c - begin] = plan(readable(c), properties, known);
     // Most pages are equal to the one before: of letters that are in no piece, or dropped as a
     // whole.
     const size_t size = pages_.size();
@@ -298,7 +292,7 @@ void WordPiece::build_actions(const Vocabulary& vocabulary, const Vocabulary& ad
   }
   const Action replacement = action(unicode::kReplacement);
   for (uint32_t c = 0; c < kCodePoints; ++c)
-    if (unicode::is_surrogate(c)) own_action(c) = replacement;
+    if (unicode::is_surrogate(c) && action(c) != replacement) own_action(c) = replacement;
 }
 
 // The action of c to be changed: its page becomes its own first, if others share it.
@@ -316,41 +310,42 @@ WordPiece::Action WordPiece::plan(uint32_t c, const std::vector<uint8_t>& proper
                                   const std::vector<bool>& known) {
   using namespace unicode;
   const uint8_t property = properties[c];
+  const bool strip = options_.strip_accents;
   const bool chinese = options_.handle_chinese_chars && (property & kIsChinese) != 0;
   if (options_.clean_text && (property & kIsDropped) != 0) return make(kDrop, 0);
   if (options_.clean_text && (property & kIsBlank) != 0) return make(kSpace, 0);
+  if (strip && (property & kIsNonspacing) != 0) return make(kDrop, 0);
+  if (strip && (property & kIsCombining) != 0) return make(kMarks, 0);
+  const auto plan_one = [&](uint32_t x) {
+    if ((properties[x] & kIsWhite) != 0) return make(kSpace, 0);
+    if (chinese || (properties[x] & kIsPunctuation) != 0)
+      return make(kAlone, static_cast<uint32_t>(id_alone(x)));
+    return make(kLetter, known[x] ? x : kStranger);
+  };
+  if ((property & kIsMapped) == 0) return plan_one(c);
+
   std::u32string text(1, c);
-  if (options_.strip_accents) {
+  if (strip) {
     text.clear();
     append_decomposed(c, text);
-    if (any_of(text, properties, kIsCombining, kIsNonspacing)) return make(kMarks, 0);
-    text.erase(std::remove_if(text.begin(), text.end(),
-                              [&](char32_t x) { return (properties[x] & kIsNonspacing) != 0; }),
-               text.end());
+    std::u32string kept;
+    for (const char32_t x : text) {
+      if ((properties[x] & kIsNonspacing) != 0) continue;
+      if ((properties[x] & kIsCombining) != 0) return make(kMarks, 0);
+      kept += x;
+    }
+    text = kept;
   }
   if (options_.lowercase) {
     std::u32string lower;
     for (const char32_t x : text) append_lower(x, lower);
     text = lower;
   }
-  std::vector<Action> actions;
-  for (const char32_t x : text) {
-    if ((properties[x] & kIsWhite) != 0)
-      actions.push_back(make(kSpace, 0));
-    else if ((properties[x] & kIsPunctuation) != 0 || (chinese && text.size() == 1))
-      actions.push_back(make(kAlone, static_cast<uint32_t>(id_alone(x))));
-    else
-      actions.push_back(make(kLetter, known[x] ? x : kStranger));
-  }
-  if (actions.empty()) return make(kDrop, 0);
-  if (actions.size() == 1) return actions[0];
-  if (chinese) {
-    actions.insert(actions.begin(), make(kSpace, 0));
-    actions.push_back(make(kSpace, 0));
-  }
+  if (text.empty()) return make(kDrop, 0);
+  if (text.size() == 1) return plan_one(text[0]);
   const uint32_t begin = static_cast<uint32_t>(several_.size());
-  several_.push_back(static_cast<Action>(actions.size()));
-  several_.insert(several_.end(), actions.begin(), actions.end());
+  several_.push_back(static_cast<Action>(text.size()));
+  for (const char32_t x : text) several_.push_back(plan_one(x));
   return make(kSeveral, begin);
 }
 
