@@ -14,7 +14,8 @@ using unicode::Text;
 
 namespace {
 
-constexpr int64_t kRunSize = 1 << 14;  // code points that are worth a task of their own
+constexpr int64_t kRunSize = 1 << 14;   // code points that are worth a task of their own
+constexpr int64_t kPointsPerPiece = 4;  // about, for reserving memory
 
 // Surrogates cannot be written in UTF-8; they are read as the replacement character.
 uint32_t readable(uint32_t c) {
@@ -376,6 +377,11 @@ std::vector<PieceRun> WordPiece::encode(const std::vector<Text>& items,
   parallel_for(static_cast<int>(runs.size()), threads, [&](int n, int) {
     try {
       Reader reader(*this, cu_items == nullptr, runs[n]);
+      int64_t points = 0;
+      for (int64_t item = first_item(cu_texts[n]); item < first_item(cu_texts[n + 1]); ++item)
+        points += items[item].size;
+      runs[n].pieces.reserve(static_cast<size_t>(points / kPointsPerPiece));
+      runs[n].words.reserve(static_cast<size_t>(points / kPointsPerPiece));
       for (int64_t text = cu_texts[n]; text < cu_texts[n + 1]; ++text) {
         reader.begin_text();
         for (int64_t item = first_item(text); item < first_item(text + 1); ++item)
