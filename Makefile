@@ -106,7 +106,7 @@ $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: pyproject.toml constraints.txt | 
 $(STAMPS)/asan: constraints.txt | $(STAMPS)/tools
 	@echo "== $(VENV)-asan: what the kernel tests need"
 	test -x $(ASAN_BIN)/python || $(PYTHON) -m venv $(VENV)-asan
-	$(ASAN_BIN)/python $(PIP_INSTALL) hypothesis numpy pytest
+	$(ASAN_BIN)/python $(PIP_INSTALL) hypothesis numpy pytest tokenizers
 	touch $@
 
 # The package as a wheel lays it out, in links: $(1)/xdistil_fast with train/ inside.

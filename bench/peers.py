@@ -29,7 +29,7 @@ FloatArray = npt.NDArray[np.float32]
 
 def versions() -> dict[str, str]:
     """Of everything that took part."""
-    peers = ("torch", "onnxruntime", "onnx", "pytorch-crf", "numpy")
+    peers = ("torch", "onnxruntime", "onnx", "pytorch-crf", "numpy", "tokenizers")
     return {"xdistil-fast": _core.__version__} | {name: metadata.version(name) for name in peers}
 
 

@@ -123,3 +123,43 @@ def crf_viterbi(
     scores: _Floats,
     threads: int = 0,
 ) -> None: ...
+
+_Pieces = tuple[
+    npt.NDArray[np.int32],  # ids [total]
+    npt.NDArray[np.int32],  # cu_pieces [N + 1]
+    npt.NDArray[np.int64],  # first [W]
+    npt.NDArray[np.int32],  # cu_words [N + 1]
+    npt.NDArray[np.int64],  # positions [W]
+    npt.NDArray[np.int32],  # starts [total]
+    npt.NDArray[np.int32],  # ends [total]
+]
+
+class WordPiece(metaclass=_pybind11_type):
+    def __init__(
+        self,
+        vocabulary: dict[str, int],
+        added_tokens: dict[str, int],
+        *,
+        unk_token: str,
+        continuing_subword_prefix: str,
+        max_input_chars_per_word: int,
+        clean_text: bool,
+        handle_chinese_chars: bool,
+        strip_accents: bool,
+        lowercase: bool,
+    ) -> None: ...
+    def encode_texts(self, texts: Sequence[str], threads: int = 0) -> _Pieces: ...
+    def encode_words(self, sentences: Sequence[Sequence[str]], threads: int = 0) -> _Pieces: ...
+
+def finish_words(
+    texts: Sequence[str], cu_words: _Ints, word_starts: _Ints, word_ends: _Ints
+) -> tuple[_Ints, _Ints]: ...
+def join_entities(
+    texts: Sequence[str],
+    cu_words: _Ints,
+    word_starts: _Ints,
+    word_ends: _Ints,
+    tags: _Ints,
+    probabilities: npt.NDArray[np.float32],
+    labels: Sequence[str],
+) -> list[list[Any]]: ...

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from xdistil_fast import _core
 from xdistil_fast import labels as iob
 from xdistil_fast.model_io import (
     ModelConfig,
@@ -20,7 +21,7 @@ from xdistil_fast.model_io import (
     resolve_model,
 )
 from xdistil_fast.student import MAX_PIECES, Floats, Ints, Student
-from xdistil_fast.tokenization import Encoded, TextEncoder, finish_span, plan_windows
+from xdistil_fast.tokenization import Encoded, TextEncoder, plan_windows
 
 # A word piece is about four characters long in most languages; only the size of a batch hangs on
 # it, and the kernels take a batch in parts anyway.
@@ -92,10 +93,6 @@ class Tagger:
         self._student = Student(config, tensors, threads)
         self._encoder = TextEncoder(tokenizer, threads)
         self._names = config.labels
-        self._outside = config.labels.index(iob.OUTSIDE)
-        split = [iob.split_label(label) for label in config.labels]
-        self._types = [name for _, name in split]
-        self._inside = np.array([prefix == "I" for prefix, _ in split])
 
     @classmethod
     def from_pretrained(
@@ -325,50 +322,29 @@ class Tagger:
 
     def entities(self, texts: Sequence[str], tagged: Tagged) -> list[list[Entity]]:
         """Groups the tags of `tag_batch` into entities, one list a text."""
-        out: list[list[Entity]] = [[] for _ in texts]
-        tags, cu_words = tagged.tags, tagged.encoded.cu_words
-        inside = self._inside[tags]
-        begins = np.flatnonzero((tags != self._outside) & ~inside)
-        if len(begins) == 0:
-            return out
-        # An entity ends before the next word that is not inside one; texts never begin inside.
-        breaks = np.append(np.flatnonzero(~inside), len(tags))
-        stops = breaks[np.searchsorted(breaks, begins, side="right")]
-        owners = np.searchsorted(cu_words, begins, side="right") - 1
-        floor, previous = 0, -1
-        for begin, stop, owner in zip(
-            begins.tolist(), stops.tolist(), owners.tolist(), strict=True
-        ):
-            text = texts[owner]
-            start, end = tagged.encoded.span(owner, begin, stop)
-            start, end = finish_span(text, start, end, floor if owner == previous else 0)
-            if start == end:
-                continue
-            floor, previous = end, owner
-            scores = tagged.probabilities[begin:stop].tolist()
-            out[owner].append(
-                Entity(
-                    entity_group=self._types[tags[begin]],
-                    score=sum(scores) / len(scores),
-                    word=text[start:end],
-                    start=start,
-                    end=end,
-                )
-            )
-        return out
+        encoded = tagged.encoded
+        entities: list[list[Entity]] = _core.join_entities(
+            texts,
+            encoded.cu_words,
+            encoded.word_starts,
+            encoded.word_ends,
+            tagged.tags,
+            tagged.probabilities,
+            self._names,
+        )
+        return entities
 
     def words(self, texts: Sequence[str], tagged: Tagged) -> list[list[tuple[str, str]]]:
         """The words of `tag_batch` with their IOB2 tags, one list a text."""
+        encoded = tagged.encoded
+        starts, ends = _core.finish_words(
+            texts, encoded.cu_words, encoded.word_starts, encoded.word_ends
+        )
+        words = list(zip(starts.tolist(), ends.tolist(), tagged.tags.tolist(), strict=True))
         out: list[list[tuple[str, str]]] = []
-        tags, encoded = tagged.tags.tolist(), tagged.encoded
         for index, text in enumerate(texts):
-            row: list[tuple[str, str]] = []
-            floor = 0
-            for at in range(int(encoded.cu_words[index]), int(encoded.cu_words[index + 1])):
-                start, end = finish_span(text, *encoded.span(index, at, at + 1), floor)
-                if start < end:
-                    row.append((text[start:end], self._names[tags[at]]))
-                    floor = end
+            mine = words[encoded.cu_words[index] : encoded.cu_words[index + 1]]
+            row = [(text[start:end], self._names[tag]) for start, end, tag in mine if start < end]
             repaired = iob.repair([tag for _, tag in row])
             out.append([(word, tag) for (word, _), tag in zip(row, repaired, strict=True)])
         return out

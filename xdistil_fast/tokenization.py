@@ -1,8 +1,8 @@
-"""Text to word pieces, words, windows, and back to exact character spans.
+"""Text to word pieces, words and windows.
 
-Offsets are code points of the original string. The `tokenizers` library keeps them through every
-normaliser (lower-casing, NFD, stripped accents), but leaves out characters it drops, so a span is
-finished here: no white space at its ends, and never a letter without its combining marks.
+Offsets are code points of the original string. They are kept through every normaliser
+(lower-casing, NFD, stripped accents), but leave out characters it drops; csrc/text/spans.h finishes
+the spans of words and entities.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from xdistil_fast.wordpiece import compile_wordpiece
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_JOINER = "\u200d"
-_SKIN_TONES = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
 # Marks by which SentencePiece, byte-level BPE and WordPiece say "begins" or "continues a word".
 _PIECE_MARKS = ("\u2581", "\u0120", "##")
 
@@ -35,7 +35,9 @@ class Encoded:
         cu_words: int32 [N + 1], where each text's words begin in `first`.
         positions: int64 [W], which word of its text it is: for pre-tokenised text the index of the
             input word (one without any piece is missing here), else the tokenizer's own count.
-        encodings: of each text, for `piece_span`.
+        starts: int32 [total], first character of each piece, in code points of its text as the
+            tokenizer reports them (of its word, for pre-tokenised text).
+        ends: int32 [total], one past the last.
     """
 
     ids: NDArray[np.int32]
@@ -43,27 +45,20 @@ class Encoded:
     first: NDArray[np.int64]
     cu_words: NDArray[np.int32]
     positions: NDArray[np.int64]
-    encodings: list[Encoding]
+    starts: NDArray[np.int32]
+    ends: NDArray[np.int32]
 
-    def span(self, text: int, start: int, stop: int) -> tuple[int, int]:
-        """Characters from the first to the last piece of words `start` to `stop` (exclusive).
+    @property
+    def word_starts(self) -> NDArray[np.int32]:
+        """Int32 [W], the first character of every word."""
+        return self.starts[self.first]
 
-        Args:
-            text: index of the text.
-            start: index into `first`.
-            stop: likewise, above `start`, both within the text.
-
-        Returns:
-            Start and end in code points of the text, as the tokenizer reports them.
-        """
-        base, limit = int(self.cu_pieces[text]), int(self.cu_pieces[text + 1])
-        last = int(self.first[stop]) if stop < int(self.cu_words[text + 1]) else limit
-        encoding = self.encodings[text]
-        begin = encoding.token_to_chars(int(self.first[start]) - base)
-        end = encoding.token_to_chars(last - 1 - base)
-        if begin is None or end is None:  # a piece the tokenizer made up has no characters
-            return 0, 0
-        return begin[0], end[1]
+    @property
+    def word_ends(self) -> NDArray[np.int32]:
+        """Int32 [W], one past the last."""
+        last = np.append(self.first[1:], len(self.ids))[: len(self.first)] - 1
+        ends: NDArray[np.int32] = self.ends[last]
+        return ends
 
 
 @dataclass(frozen=True)
@@ -79,22 +74,28 @@ class Window:
 class TextEncoder:
     """Turns batches of texts into ragged pieces.
 
+    Tokenizers of BERT's kind run as compiled code, others by the `tokenizers` library.
+
     A word of running text is a word of the tokenizer's pre-tokenizer. Where that one leaves
     punctuation attached (SentencePiece cuts at white space only), pieces of punctuation stand
     alone, as they do in the corpora the models learn from.
 
     Args:
         tokenizer: truncation and padding off, never changed after this.
-        threads: 1 keeps to the calling thread; any other number lets `tokenizers` use its pool.
+        threads: 0 is every core the process may use, 1 keeps to the calling thread. Of others the
+            `tokenizers` library, where it is used, only knows that they are not 1.
     """
 
     def __init__(self, tokenizer: Tokenizer, threads: int = 0) -> None:
         self._tokenizer = tokenizer
         self._threads = threads
+        self._wordpiece = compile_wordpiece(tokenizer)
         self._breaks = _punctuation_pieces(tokenizer)
 
     def encode_texts(self, texts: Sequence[str]) -> Encoded:
         """Encodes N running texts; a lone surrogate is read as U+FFFD, offsets stay."""
+        if self._wordpiece is not None:
+            return Encoded(*self._wordpiece.encode_texts(texts, self._threads))
         try:
             encodings = self._encode(texts)
         except TypeError:
@@ -104,6 +105,8 @@ class TextEncoder:
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> Encoded:
         """Encodes N texts that are already split; a word without any piece has none here."""
+        if self._wordpiece is not None:
+            return Encoded(*self._wordpiece.encode_words(sentences, self._threads))
         try:
             encodings = self._encode(sentences)
         except TypeError:
@@ -153,8 +156,14 @@ class TextEncoder:
             first,
             np.searchsorted(first, cu_pieces).astype(np.int32),
             words[first],
-            encodings,
+            *_offsets(encodings, total),
         )
+
+
+def _offsets(encodings: list[Encoding], total: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    flat = chain.from_iterable(chain.from_iterable(e.offsets for e in encodings))
+    pairs = np.fromiter(flat, np.int32, 2 * total).reshape(total, 2)
+    return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
 
 
 def plan_windows(
@@ -203,49 +212,6 @@ def _word_at_or_before(word_starts: NDArray[np.int64], piece: int, above: int) -
     at = int(np.searchsorted(word_starts, piece, side="right")) - 1
     found = int(word_starts[at]) if at >= 0 else above
     return found if found > above else piece
-
-
-def finish_span(text: str, start: int, end: int, floor: int = 0) -> tuple[int, int]:
-    """Makes a tokenizer's span one that a reader would mark.
-
-    White space at either end is left out. Combining marks (and what a zero-width joiner joins) stay
-    with the letter before them: an end moves on over them, a start moves back to the letter.
-
-    Args:
-        text: the original string.
-        start: first code point.
-        end: one past the last.
-        floor: nothing before it may be taken; the end of the entity before this one.
-
-    Returns:
-        Start and end; equal if nothing is left.
-    """
-    start = max(start, floor)
-    end = max(start, end)
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    while end > start and end < len(text) and _continues(text, end):
-        end += 1
-    letter = start
-    while letter > floor and letter < end and _continues(text, letter):
-        letter -= 1
-    # A mark without a letter (it follows white space, or the text begins with it) is left out.
-    if letter < end and not _continues(text, letter) and not text[letter].isspace():
-        start = letter
-    while start < end and (text[start].isspace() or _continues(text, start)):
-        start += 1
-    return start, end
-
-
-def _continues(text: str, at: int) -> bool:
-    """Whether the character at `at` belongs to the one before it."""
-    char = text[at]
-    if char < "\u0300":
-        # Also after a joiner: a joiner before ASCII joins nothing.
-        return False
-    if unicodedata.category(char)[0] == "M" or char == _JOINER or char in _SKIN_TONES:
-        return True
-    return at > 0 and text[at - 1] == _JOINER and not char.isspace()
 
 
 def _punctuation_pieces(

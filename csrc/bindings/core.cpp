@@ -19,5 +19,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   xdf::register_lstm(m);
   xdf::register_student(m);
   xdf::register_crf(m);
+  xdf::register_wordpiece(m);
+  xdf::register_spans(m);
   xdf::active_isa();  // a wrong XDF_ISA is reported at import, not at the first call
 }

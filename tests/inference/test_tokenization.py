@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import unicodedata
-
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from xdistil_fast.tokenization import TextEncoder, finish_span, plan_windows
+from xdistil_fast import _core
+from xdistil_fast.tokenization import TextEncoder, plan_windows
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +36,12 @@ def test_ragged_batch(encoder: TextEncoder) -> None:
     assert encoded.cu_words.tolist() == [0, 3, 3, 3, 4]
     found = [
         [
-            texts[text][slice(*encoded.span(text, word, word + 1))]
+            texts[text][encoded.word_starts[word] : encoded.word_ends[word]]
             for word in range(encoded.cu_words[text], encoded.cu_words[text + 1])
         ]
         for text in range(4)
     ]
     assert found == [["Ada", "wrote", "."], [], [], ["London"]]
-    assert texts[0][slice(*encoded.span(0, 0, 2))] == "Ada wrote"
 
 
 def test_empty_batch(encoder: TextEncoder) -> None:
@@ -60,7 +58,7 @@ def test_one_thread_gives_the_same(encoder: TextEncoder, tokenizer_json: str) ->
     for method, batch in (("encode_texts", texts), ("encode_words", [["Ada", "\ud800x"], []])):
         one = getattr(TextEncoder(tokenizer, threads=1), method)(batch)
         many = getattr(encoder, method)(batch)
-        for name in ("ids", "cu_pieces", "first", "cu_words", "positions"):
+        for name in ("ids", "cu_pieces", "first", "cu_words", "positions", "starts", "ends"):
             np.testing.assert_array_equal(getattr(one, name), getattr(many, name))
 
 
@@ -75,7 +73,7 @@ def test_split_words_keep_their_places(encoder: TextEncoder) -> None:
 def test_surrogates_keep_offsets(encoder: TextEncoder) -> None:
     text = "a \ud83d\ude00 \udfffb London"  # a pair as two code points, and a stray one
     encoded = encoder.encode_texts([text])
-    spans = [encoded.span(0, word, word + 1) for word in range(len(encoded.first))]
+    spans = zip(encoded.word_starts, encoded.word_ends, strict=True)
     # This tokenizer's normaliser drops U+FFFD.
     assert [text[start:end] for start, end in spans] == ["a", "b", "London"]
 
@@ -83,10 +81,10 @@ def test_surrogates_keep_offsets(encoder: TextEncoder) -> None:
 def test_punctuation_stands_alone_in_any_tokenizer() -> None:
     text = "Berlin, Moskau. -Berlin"
     encoded = TextEncoder(sentencepiece_like()).encode_texts([text])
-    words = [
-        text[slice(*finish_span(text, *encoded.span(0, word, word + 1)))]
-        for word in range(len(encoded.first))
-    ]
+    starts, ends = _core.finish_words(
+        [text], encoded.cu_words, encoded.word_starts, encoded.word_ends
+    )
+    words = [text[start:end] for start, end in zip(starts, ends, strict=True)]
     assert words == ["Berlin", ",", "Moskau", ".", "-", "Berlin"]
     # Text that is split already stays as it is.
     split = TextEncoder(sentencepiece_like()).encode_words([["Berlin,", "Moskau."]])
@@ -134,61 +132,3 @@ def test_a_word_longer_than_the_window_is_cut() -> None:
     plan = plan_windows(100, 10, 4, np.array([0]))
     assert [(part.core_start, part.core_stop) for part in plan][:2] == [(0, 8), (8, 14)]
     assert plan[-1].stop == 100
-
-
-# Spans
-
-
-@pytest.mark.parametrize(
-    ("text", "span", "expected"),
-    [
-        ("Zoe\u0308 x", (0, 3), "Zoe\u0308"),  # the tokenizer drops the accent
-        ("e\u0301\u0323.", (0, 1), "e\u0301\u0323"),
-        (" Ada ", (0, 5), "Ada"),
-        ("\u00a0Ada\u2003", (0, 5), "Ada"),
-        ("a \u0301b", (1, 4), "b"),  # a mark upon a space is nobody's
-        ("\u0301a", (0, 2), "a"),
-        ("\u0301", (0, 1), ""),
-        ("   ", (0, 3), ""),
-        ("नि", (0, 1), "नि"),  # a vowel sign
-        ("क्ष x", (0, 1), "क्"),
-        ("\U0001f469\u200d\U0001f4bb x", (0, 1), "\U0001f469\u200d\U0001f4bb"),
-        ("\U0001f44d\U0001f3fd", (0, 1), "\U0001f44d\U0001f3fd"),
-        ("\u2764\ufe0f!", (0, 1), "\u2764\ufe0f"),
-        ("ne\u0301e", (2, 4), "e\u0301e"),  # begins inside a letter: moved back to it
-        ("אָב", (0, 1), "אָ"),
-        ("مُحمد", (0, 1), "مُ"),
-    ],
-)
-def test_finish_span(text: str, span: tuple[int, int], expected: str) -> None:
-    start, end = finish_span(text, *span)
-    assert text[start:end] == expected
-
-
-def test_finish_span_takes_nothing_twice() -> None:
-    text = "e\u0301\u0323a"
-    assert finish_span(text, 0, 1) == (0, 3)
-    assert finish_span(text, 2, 4, floor=3) == (3, 4)
-    assert finish_span(text, 1, 3, floor=3) == (3, 3)
-
-
-CHARS = st.sampled_from("ae .'\u0301\u0308\u200d\ufe0f\u00a0\u0915\u093f\u064f\u05b8\u2003\x00") | (
-    st.sampled_from("\U0001f468\U0001f469\U0001f3fd\U0001f1e9\U0001f1ea東\uac00\ud800\udfff")
-)
-
-
-@given(st.text(CHARS, max_size=12), st.data())
-@example("e\u0301", None)
-def test_finish_span_properties(text: str, data: st.DataObject | None) -> None:
-    size = len(text)
-    start = data.draw(st.integers(0, size)) if data else 0
-    end = data.draw(st.integers(start, size)) if data else size
-    floor = data.draw(st.integers(0, size)) if data else 0
-    begin, stop = finish_span(text, start, end, floor)
-    assert floor <= begin <= stop <= size or begin == stop
-    if begin < stop:
-        word = text[begin:stop]
-        assert word == word.strip()
-        assert unicodedata.category(word[0])[0] != "M"
-        if stop < size:
-            assert unicodedata.category(text[stop])[0] != "M"
