@@ -16,12 +16,17 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xdistil_fast.model_config import PRECISIONS
     from xdistil_fast.model_io import ModelError
     from xdistil_fast.tagger import Tagger
 
-_EXPORTS = {"ModelError": "xdistil_fast.model_io", "Tagger": "xdistil_fast.tagger"}
+_EXPORTS = {
+    "ModelError": "xdistil_fast.model_io",
+    "PRECISIONS": "xdistil_fast.model_config",
+    "Tagger": "xdistil_fast.tagger",
+}
 
-__all__ = ["ModelError", "Tagger", "__version__"]
+__all__ = ["PRECISIONS", "ModelError", "Tagger", "__version__"]
 
 
 def _check_extension() -> str:

@@ -60,6 +60,43 @@ def bilstm_backward(
     threads: int = 0,
 ) -> None: ...
 
+# A matrix [N, K]; for "int8" bytes as `quantize_rows` makes them, with the scales [N] of its rows.
+_Matrix = npt.NDArray[np.float32] | tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]
+
+class StudentWeights(metaclass=_pybind11_type):
+    # bilstm: w_ih [4H, E], w_hh [4H, H] (a _Matrix), bias [4H], then those of the reverse;
+    # output: weight [C, 2H] (a _Matrix), bias [C]; table_ids: whose rows of the table are kept.
+    def __init__(
+        self,
+        precision: str,
+        embedding: npt.NDArray[np.float32],
+        bilstm: Sequence[Any],
+        output: tuple[_Matrix, npt.NDArray[np.float32]],
+        table_ids: _Ints,
+        threads: int = 0,
+    ) -> None: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def table_nbytes(self) -> int: ...
+    @staticmethod
+    def table_row_nbytes(precision: str, hidden_size: int) -> int: ...
+
+def student_scores(
+    weights: StudentWeights,
+    ids: _Ints,
+    cu_seqlens: _Ints,
+    out: npt.NDArray[np.float32],
+    threads: int = 0,
+) -> None: ...
+def quantize_rows(
+    weight: npt.NDArray[np.float32],
+    out: npt.NDArray[np.int8],
+    scales: npt.NDArray[np.float32],
+) -> None: ...
+
 class LinearWeights(metaclass=_pybind11_type):
     def __init__(self, weight: _Floats, bias: _Floats | None = None) -> None: ...
     @property

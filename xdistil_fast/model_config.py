@@ -16,8 +16,20 @@ CONFIG_FILE = "config.json"
 
 TASK = "token-classification"
 HEADS = ("softmax", "crf")
-PRECISIONS = ("float32",)
+# How a student can run, and how its folder can store it.
+PRECISIONS = ("float32", "bfloat16", "int8")
+STORED_PRECISIONS = ("float32", "int8")
 CRF_TENSORS = ("crf.start_transitions", "crf.end_transitions", "crf.transitions")
+
+# Matrices that a folder of precision "int8" stores as bytes, each with `scales_name` beside it, and
+# those of them that kernels multiply as bytes.
+MULTIPLIED_AS_BYTES = ("bilstm.weight_hh_l0", "bilstm.weight_hh_l0_reverse", "output.weight")
+QUANTIZED = (
+    "embedding.weight",
+    "bilstm.weight_ih_l0",
+    "bilstm.weight_ih_l0_reverse",
+    *MULTIPLIED_AS_BYTES,
+)
 
 # Far above any student, low enough that no product of two of them overflows or exhausts a machine.
 _MAX = {
@@ -46,7 +58,8 @@ class ModelConfig:
         head: "softmax" or "crf".
         window: most pieces of a text that the BiLSTM reads at once.
         stride: pieces that two neighbouring windows of a longer text share; below `window`.
-        precision: "float32".
+        precision: how the weights are stored: "float32" (the embedding table perhaps in half
+            precision) or "int8". Says also how the student runs unless told otherwise.
         task: "token-classification".
         lineage: where the model came from (teacher, data digests, seed, command); free.
         metrics: what was measured on it; free.
@@ -102,7 +115,14 @@ class ModelConfig:
         shapes["output.bias"] = (tags,)
         if self.head == "crf":
             shapes.update(zip(CRF_TENSORS, ((tags,), (tags,), (tags, tags)), strict=True))
+        if self.precision == "int8":
+            shapes.update({scales_name(name): shapes[name][:1] for name in QUANTIZED})
         return shapes
+
+
+def scales_name(name: str) -> str:
+    """Name of the tensor with the scales of a quantised one's rows."""
+    return f"{name}.scales"
 
 
 def parse_config(text: str, where: str | os.PathLike[str] = CONFIG_FILE) -> ModelConfig:
@@ -183,7 +203,7 @@ def _check_values(config: ModelConfig) -> None:
     need("format_version", config.format_version, int, "an integer")
     if config.format_version != FORMAT_VERSION:
         raise ModelError(f"format_version is {config.format_version}; allowed is {FORMAT_VERSION}")
-    for name, allowed in (("task", (TASK,)), ("head", HEADS), ("precision", PRECISIONS)):
+    for name, allowed in (("task", (TASK,)), ("head", HEADS), ("precision", STORED_PRECISIONS)):
         value = getattr(config, name)
         if type(value) is not str or value not in allowed:
             raise ModelError(f"{name} is {show(value)}; allowed: {', '.join(map(repr, allowed))}")

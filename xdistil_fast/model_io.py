@@ -27,10 +27,12 @@ from xdistil_fast.labels import OUTSIDE
 from xdistil_fast.model_config import (
     CONFIG_FILE,
     CRF_TENSORS,
+    QUANTIZED,
     ModelConfig,
     ModelError,
     fail,
     parse_config,
+    scales_name,
     show,
 )
 
@@ -44,6 +46,7 @@ __all__ = [
     "ModelError",
     "ModelFolder",
     "Tensors",
+    "count_parameters",
     "embedded_models",
     "file_digest",
     "load_folder",
@@ -62,7 +65,8 @@ _MAX_TOKENIZER_BYTES = 512 << 20
 _EMBEDDED = Path(__file__).parent / "models"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
-Tensors = dict[str, NDArray[np.float32]]
+# By name: float32, and int8 where a folder of precision "int8" has bytes.
+Tensors = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class ModelFolder:
 
     Attributes:
         config: its configuration.
-        tensors: float32 C-contiguous arrays by name, exactly those of `config.tensor_shapes()`.
+        tensors: C-contiguous arrays by name, exactly those of `config.tensor_shapes()`; float32,
+            the matrices of a quantised model int8.
         tokenizer_json: text of `tokenizer.json`.
         path: the folder.
         tokenizer: `tokenizer_json` loaded, truncation and padding off.
@@ -109,6 +114,12 @@ def load_folder(path: str | os.PathLike[str]) -> ModelFolder:
     tensors = _read_tensors(folder / WEIGHTS_FILE, config)
     digest = file_digest(folder / WEIGHTS_FILE)
     return ModelFolder(config, tensors, tokenizer_json, folder, tokenizer, digest)
+
+
+def count_parameters(tensors: Mapping[str, NDArray[Any]]) -> int:
+    """Number of trained values; the scales of a quantised model are none."""
+    scales = {scales_name(name) for name in QUANTIZED}
+    return sum(value.size for name, value in tensors.items() if name not in scales)
 
 
 def embedded_models() -> list[str]:
@@ -258,7 +269,7 @@ def save_folder(
         path: folder to make; its parent must exist.
         config: what to write as `config.json`.
         tensors: arrays by name, as `config.tensor_shapes()`; float32, the embedding table also
-            float16.
+            float16; the matrices of a model of precision "int8" int8.
         tokenizer_json: text for `tokenizer.json`.
         card: text for `README.md`.
         overwrite: allow an existing target; an empty folder is always accepted.
@@ -371,7 +382,7 @@ def _read_text(path: Path, limit: int) -> str:
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:
-    names = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
+    names = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int8): "I8"}
     return names.get(dtype, str(dtype))
 
 
@@ -387,7 +398,11 @@ def _check_header(
         fail(where, f"tensor {show(extra[0])} is unknown; allowed are {', '.join(shapes)}")
     for name, shape in shapes.items():
         dtype, actual = found[name]
-        allowed = ("F32", "F16") if name == "embedding.weight" else ("F32",)
+        allowed: tuple[str, ...] = ("F32",)
+        if config.precision == "int8" and name in QUANTIZED:
+            allowed = ("I8",)
+        elif name == "embedding.weight":
+            allowed = ("F32", "F16")
         if dtype not in allowed:
             fail(where, f"tensor {name!r} has dtype {dtype}; allowed: {', '.join(allowed)}")
         if tuple(actual) != shape:
@@ -436,7 +451,8 @@ def _read_tensors(path: Path, config: ModelConfig) -> Tensors:
             for name in config.tensor_shapes():
                 value = file.get_tensor(name)
                 _check_finite(name, value, path)
-                tensors[name] = np.ascontiguousarray(value, np.float32)
+                dtype = np.int8 if value.dtype == np.int8 else np.float32
+                tensors[name] = np.ascontiguousarray(value, dtype)
     except SafetensorError as error:
         fail(path, f"is corrupt or truncated: {show(str(error))}")
     except OSError as error:

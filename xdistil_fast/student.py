@@ -15,16 +15,46 @@ from numpy.typing import NDArray
 
 from xdistil_fast import _core
 from xdistil_fast.labels import OUTSIDE, bio_constraints, split_label
+from xdistil_fast.model_config import PRECISIONS
 from xdistil_fast.model_io import ModelConfig
+from xdistil_fast.quantization import as_bytes, as_floats
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
-# Pieces that one kernel call takes: enough rows to keep every core busy, and with E=100, H=200
-# about 35 MB of activations however long the input is.
+# Pieces that one kernel call takes: enough rows to keep every core busy, and with H=200 about 26 MB
+# of activations (int8: 7 MB) however long the input is.
 MAX_PIECES = 16_384
+# Bytes of input table if nobody says otherwise.
+MAX_TABLE = 256 << 20
 # More than any machine has; a slip of the keyboard must not start a million threads.
 MAX_THREADS = 1_024
+
+
+def _pack(
+    config: ModelConfig,
+    tensors: Mapping[str, NDArray[Any]],
+    precision: str,
+    table_rows: int,
+    threads: int,
+) -> _core.StudentWeights:
+    weight = as_bytes if precision == "int8" else as_floats
+    bilstm: list[Any] = []
+    for suffix in ("", "_reverse"):
+        bias = tensors[f"bilstm.bias_ih_l0{suffix}"] + tensors[f"bilstm.bias_hh_l0{suffix}"]
+        bilstm += [
+            as_floats(tensors, f"bilstm.weight_ih_l0{suffix}"),
+            weight(tensors, f"bilstm.weight_hh_l0{suffix}"),
+            bias,
+        ]
+    return _core.StudentWeights(
+        precision,
+        as_floats(tensors, "embedding.weight"),
+        bilstm,
+        (weight(tensors, "output.weight"), tensors["output.bias"]),
+        np.arange(table_rows, dtype=np.int32),
+        threads,
+    )
 
 
 class Student:
@@ -32,16 +62,26 @@ class Student:
 
     Args:
         config: sizes, labels and head.
-        tensors: float32 arrays as `config.tensor_shapes()`.
+        tensors: arrays as `config.tensor_shapes()`.
         threads: kernel threads; 0 is every core the process may use.
+        precision: "float32", "bfloat16" or "int8"; None is what the model is stored in.
+        max_memory: bytes that the input table may take: what a piece adds to the gates,
+            W_ih e + b, depends on its id alone and is kept for as many pieces as fit, the lowest
+            ids first (vocabularies are by frequency); for others it is computed as they come.
+            Changes speed and memory, never a result. None is 256 MiB.
 
     Raises:
-        TypeError: `threads` is no int.
-        ValueError: `threads` is out of range, or a tensor does not fit the kernels.
+        TypeError: `threads` or `max_memory` is no int.
+        ValueError: an argument is out of range, or a tensor does not fit the kernels.
     """
 
     def __init__(
-        self, config: ModelConfig, tensors: Mapping[str, NDArray[Any]], threads: int = 0
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, NDArray[Any]],
+        threads: int = 0,
+        precision: str | None = None,
+        max_memory: int | None = None,
     ) -> None:
         if isinstance(threads, bool) or not isinstance(threads, int):
             raise TypeError(f"threads is {threads!r}; it must be an int, 0 for every core")
@@ -49,17 +89,22 @@ class Student:
             raise ValueError(
                 f"threads is {threads}; it must be from 0 (every core) to {MAX_THREADS}"
             )
+        precision = config.precision if precision is None else precision
+        if precision not in PRECISIONS:
+            allowed = ", ".join(map(repr, PRECISIONS))
+            raise ValueError(f"precision is {precision!r}; allowed: {allowed}")
+        max_memory = MAX_TABLE if max_memory is None else max_memory
+        if isinstance(max_memory, bool) or not isinstance(max_memory, int):
+            raise TypeError(f"max_memory is {max_memory!r}; it must be an int, a number of bytes")
+        if max_memory < 0:
+            raise ValueError(f"max_memory is {max_memory}; it must not be negative")
         self.config = config
         self.threads = threads
-        self._table = tensors["embedding.weight"]
-        self._lstm = _core.BiLSTMWeights(
-            [
-                tensors[f"bilstm.{name}_l0{suffix}"]
-                for suffix in ("", "_reverse")
-                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            ]
-        )
-        self._output = _core.LinearWeights(tensors["output.weight"], tensors["output.bias"])
+        self.precision = precision
+        self.max_memory = max_memory
+        row = _core.StudentWeights.table_row_nbytes(precision, config.hidden_size)
+        self.table_rows = min(config.vocab_size, max_memory // row)
+        self._weights = _pack(config, tensors, precision, self.table_rows, threads)
         self._crf = config.head == "crf"
         start, transitions = bio_constraints(config.labels)
         end = np.zeros(len(config.labels), np.float32)
@@ -104,11 +149,17 @@ class Student:
         return out
 
     def _run(self, ids: Ints, cu_seqlens: Ints, out: Floats) -> None:
-        embedded = np.empty((len(ids), self.config.embedding_size), np.float32)
-        hidden = np.empty((len(ids), 2 * self.config.hidden_size), np.float32)
-        _core.embedding_gather(self._table, ids, embedded, self.threads)
-        _core.bilstm_forward(self._lstm, embedded, cu_seqlens, hidden, self.threads)
-        _core.linear(self._output, hidden, out, self.threads)
+        _core.student_scores(self._weights, ids, cu_seqlens, out, self.threads)
+
+    @property
+    def table_nbytes(self) -> int:
+        """Bytes of the input table."""
+        return self._weights.table_nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights, without the input table."""
+        return self._weights.nbytes
 
     def decode(self, emissions: Floats, cu_seqlens: Ints) -> Ints:
         """Best tag of every piece under IOB2 (and under the CRF, if the head is one).

@@ -184,7 +184,7 @@ def test_config_is_not_json(copy: Path, content: bytes, message: str) -> None:
         ({"task": None}, "task is None; allowed"),
         ({"head": "linear"}, "head is 'linear'; allowed: 'softmax', 'crf'"),
         ({"head": ["crf"]}, "head is ['crf']; allowed"),
-        ({"precision": "int8"}, "precision is 'int8'; allowed: 'float32'"),
+        ({"precision": "int4"}, "precision is 'int4'; allowed: 'float32', 'int8'"),
         ({"labels": "O"}, "labels is 'O'; it must be a list"),
         ({"labels": []}, "do not hold 'O'"),
         ({"labels": ["O", "B-A"]}, "lack 'I-A'"),

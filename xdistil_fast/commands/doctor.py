@@ -13,8 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdistil_fast import __version__, _core
-from xdistil_fast.model_io import FILES, embedded_models, load_folder, resolve_model
+from xdistil_fast.commands.tag import add_runtime_arguments, runtime_options
+from xdistil_fast.model_io import (
+    FILES,
+    ModelFolder,
+    count_parameters,
+    embedded_models,
+    load_folder,
+    resolve_model,
+)
 from xdistil_fast.reference.lstm import bilstm_forward
+from xdistil_fast.student import Student
 from xdistil_fast.train import runs
 
 _PACKAGES = (
@@ -35,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
         "along, and compare the kernels with their reference. Exit status 1 if they differ.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="also check and describe it")
+    add_runtime_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -57,11 +67,15 @@ def run(args: argparse.Namespace) -> int:
             "XDF_ISA": os.environ.get("XDF_ISA"),
         },
         "packages": {name: _version(name) for name in _PACKAGES},
-        "embedded models": {name: _describe(name) for name in embedded_models()},
+        "embedded models": {
+            name: _describe(load_folder(resolve_model(name))) for name in embedded_models()
+        },
         "self-test": {"ok": max(errors.values()) <= _TOLERANCE, "largest error": errors},
     }
     if args.model is not None:
-        report["model"] = _describe(args.model)
+        folder = load_folder(resolve_model(args.model))
+        report["model"] = _describe(folder)
+        report["model"]["runs as"] = _runtime(folder, args)
     if args.json:
         print(json.dumps(report, indent=2))
     else:
@@ -147,16 +161,36 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _describe(name: str) -> dict[str, Any]:
-    folder = load_folder(resolve_model(name))
+def _runtime(folder: ModelFolder, args: argparse.Namespace) -> dict[str, Any]:
+    """How the student would run with these options, and why."""
+    student = Student(folder.config, folder.tensors, **runtime_options(args))
+    pieces, rows = folder.config.vocab_size, student.table_rows
+    needed = pieces * (student.table_nbytes // rows if rows else 0)
+    table = (
+        f"{rows:,} of {pieces:,} pieces in {student.table_nbytes / 1e6:.1f} MB; "
+        f"{student.max_memory / 1e6:.0f} MB are allowed (--max-memory), "
+    )
+    table += "enough for all" if rows == pieces else "the rest is computed in every call"
+    if 0 < rows < pieces:
+        table += f" ({needed / 1e6:.0f} MB would hold all)"
+    return {
+        "precision": student.precision,
+        "kernels": _core.active_isa(),
+        "packed weights": f"{student.nbytes / 1e6:.1f} MB",
+        "input table": table,
+    }
+
+
+def _describe(folder: ModelFolder) -> dict[str, Any]:
     config = folder.config
     return {
         "path": str(folder.path),
         "labels": list(config.labels),
         "size": f"{config.embedding_size}x{config.hidden_size}",
         "head": config.head,
+        "stored in": config.precision,
         "pieces": config.vocab_size,
-        "parameters": sum(value.size for value in folder.tensors.values()),
+        "parameters": count_parameters(folder.tensors),
         "bytes": sum(
             (folder.path / file).stat().st_size for file in FILES if (folder.path / file).is_file()
         ),

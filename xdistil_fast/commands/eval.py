@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast import labels as iob
+from xdistil_fast.commands.tag import add_runtime_arguments, runtime_options
 from xdistil_fast.model_io import CONFIG_FILE, ModelError, load_folder, resolve_model
 from xdistil_fast.scoring import Counts, Scores, score
 from xdistil_fast.tagger import Tagger
@@ -63,7 +64,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="write the record as JSON to FILE (without FILE: print it instead of the table)",
     )
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: every core")
+    add_runtime_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the sub-command; returns the exit status."""
     label_map = load_label_map(args.label_map) if args.label_map else None
     corpora = [read_labelled(path, label_map) for path in args.data]
-    model = _load(args.model, args.threads)
+    model = _load(args)
     _warn_of_types(corpora, model)
     gold, pred, entries = [], [], []
     began = time.perf_counter()
@@ -105,12 +106,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(name: str, threads: int) -> _Model:
+def _load(args: argparse.Namespace) -> _Model:
+    name = args.model
     folder = resolve_model(name)
     if not _is_teacher(folder):
-        return _load_student(name, folder, threads)
-    if threads:
-        raise ValueError("--threads is for students; a teacher runs with torch's threads")
+        return _load_student(name, folder, runtime_options(args))
+    for option in ("threads", "precision", "max_memory"):
+        if getattr(args, option):
+            flag = option.replace("_", "-")
+            raise ValueError(f"--{flag} is for students; a teacher runs as torch runs it")
     try:
         from xdistil_fast.train.teacher import Teacher
     except ImportError as error:
@@ -128,14 +132,15 @@ def _load(name: str, threads: int) -> _Model:
     return _Model(about, teacher.labels, teacher.tag_words)
 
 
-def _load_student(name: str, folder: Path, threads: int) -> _Model:
+def _load_student(name: str, folder: Path, options: dict[str, Any]) -> _Model:
     content = load_folder(folder)
-    tagger = Tagger(content.config, content.tensors, content.tokenizer, threads=threads)
+    tagger = Tagger(content.config, content.tensors, content.tokenizer, **options)
     about: dict[str, Any] = {
         "name": Path(name).name,
         "digest": content.digest,
         "kind": "student",
         "parameters": tagger.parameters,
+        "precision": tagger.precision,
     }
     teacher = content.config.lineage.get("teacher")
     if isinstance(teacher, dict) and isinstance(teacher.get("digest"), str):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from xdistil_fast import __version__
 from xdistil_fast.commands.records import FORMATS, Position, Record, RecordReader, guess_format
 from xdistil_fast.commands.sink import FileSink, StreamSink
+from xdistil_fast.model_config import PRECISIONS
 from xdistil_fast.model_io import FILES, embedded_models, file_digest, resolve_model
 from xdistil_fast.student import MAX_PIECES
 from xdistil_fast.tagger import TRUNCATIONS, Tagged, Tagger
@@ -72,7 +73,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="begin anew where a stopped run could go on"
     )
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: every core")
+    add_runtime_arguments(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
     parser.set_defaults(run=run)
 
@@ -84,6 +85,28 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"folder, embedded name or Hub id (default: the embedded {DEFAULT_MODEL})",
     )
+
+
+def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds how a student runs: `--threads`, `--precision`, `--max-memory`."""
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: every core")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the kernels (default: what the model is stored in); int8 is the fastest",
+    )
+    parser.add_argument(
+        "--max-memory",
+        type=int,
+        metavar="MB",
+        help="of the table of word pieces (default: 268); changes speed, no result",
+    )
+
+
+def runtime_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_runtime_arguments` read, as arguments of `Tagger`."""
+    memory = None if args.max_memory is None else args.max_memory * 1_000_000
+    return {"threads": args.threads, "precision": args.precision, "max_memory": memory}
 
 
 def default_model() -> str:
@@ -107,10 +130,10 @@ def run(args: argparse.Namespace) -> int:
     _check_output(args.output, path)
     kind = args.input_format or ("txt" if path is None else guess_format(path.name))
     model = resolve_model(args.model or default_model())
-    tagger = Tagger.from_pretrained(model, threads=args.threads)
+    tagger = Tagger.from_pretrained(model, **runtime_options(args))
     reader = RecordReader(path, kind, args.errors)
     try:
-        sink = _open_sink(args, reader, kind, model)
+        sink = _open_sink(args, tagger, reader, kind, model)
         try:
             return _tag_all(args, tagger, reader, sink)
         finally:
@@ -122,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
 def _tag_string(args: argparse.Namespace) -> int:
     if args.output is not None:
         raise ValueError("-o is for FILE; the result of --text is printed")
-    tagger = Tagger.from_pretrained(args.model or default_model(), threads=args.threads)
+    tagger = Tagger.from_pretrained(args.model or default_model(), **runtime_options(args))
     text = args.text
     tagged = tagger.tag_batch([text], args.truncation)
     if args.format == "conll":
@@ -146,7 +169,7 @@ def _check_output(output: Path | None, path: Path | None) -> None:
 
 
 def _open_sink(
-    args: argparse.Namespace, reader: RecordReader, kind: str, model: Path
+    args: argparse.Namespace, tagger: Tagger, reader: RecordReader, kind: str, model: Path
 ) -> StreamSink | FileSink:
     output: Path | None = args.output
     if output is None or (output.exists() and not output.is_file()):
@@ -156,6 +179,7 @@ def _open_sink(
     settings = {
         "version": __version__,
         **{f"model {name}": file_digest(model / name) for name in FILES[:3]},
+        "--precision": tagger.precision,
         "--input-format": kind,
         "--format": args.format,
         "--no-text": args.no_text,
