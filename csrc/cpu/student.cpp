@@ -53,7 +53,7 @@ void StudentWeights::forward(const int32_t* ids, const int32_t* cu_seqlens, int 
       std::memset(x + static_cast<size_t>(r) * row + K, kInt8HiddenZero,
                   row - static_cast<size_t>(K));
     inference_.linear_int8({x, static_cast<ptrdiff_t>(row), rows, K, num_tags_, int8_output_.view(),
-            int8_bias_.data(), scores + first * num_tags_});
+                            int8_bias_.data(), scores + first * num_tags_});
   });
 }
 

@@ -131,7 +131,7 @@ def test_version_and_help(run: Any) -> None:
         ([], "the following arguments are required: COMMAND"),
         (["tga"], "unknown command 'tga'; did you mean tag?"),
         (["distil", "--teacher", "x"], "unknown command 'distil'; did you mean distill?"),
-        (["xyzzy"], "unknown command 'xyzzy'; there are tag, eval, doctor"),
+        (["xyzzy"], "unknown command 'xyzzy'; there are tag, eval, quantize, "),
         (["tag", "--modle", "x"], "unknown option --modle; did you mean --model?"),
         (["tag", "--modle=x"], "unknown option --modle; did you mean --model?"),
         (["tag", "--tex", "x"], "unknown option --tex; did you mean --text?"),
@@ -296,6 +296,7 @@ def test_eval(run: Any, folder: Path, data: Path, tmp_path: Path) -> None:
         "digest": tagger.digest,
         "kind": "student",
         "parameters": tagger.parameters,
+        "precision": "float32",
     }
     assert record["metrics"] == scores.to_dict()
     (entry,) = record["data"]
