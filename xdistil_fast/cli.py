@@ -20,6 +20,7 @@ from xdistil_fast import __version__
 _INFERENCE = {
     "tag": "xdistil_fast.commands.tag",
     "eval": "xdistil_fast.commands.eval",
+    "bench": "xdistil_fast.commands.bench",
     "doctor": "xdistil_fast.commands.doctor",
 }
 # With the line that `xdistil --help` shows of a module it does not import.
