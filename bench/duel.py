@@ -57,6 +57,8 @@ class Case:
             holds itself to.
         notes: by side, what a reader must know to judge its figure.
         agreement: by side, share of results equal to float32's where a tolerance says little.
+        parameters: number of them by side, `OURS` for the student in any runtime.
+        headline: whether README.md shows it.
     """
 
     group: str
@@ -69,6 +71,8 @@ class Case:
     aims: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     agreement: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    headline: bool = False
 
 
 def _block(call: Call, seconds: float) -> list[float]:
@@ -194,5 +198,7 @@ def duel(
         "aims": {precision: dict(aims) for precision, aims in case.aims.items()},
         "notes": dict(case.notes),
         "agreement": dict(case.agreement),
+        "parameters": dict(case.parameters),
+        "headline": case.headline,
     }
     benchmark.extra_info.update(info)

@@ -257,6 +257,11 @@ class StudentPeers:
         best = min(seconds, key=seconds.__getitem__)
         return best, self._int8(ragged)[best]
 
+    def for_text(self, ids: IntArray, cu_seqlens: IntArray, expected: FloatArray) -> bytes:
+        """The int8 model for batches of these sequences, sorted by length."""
+        batches = padded_batches(ids, cu_seqlens, 32, BY_LENGTH)
+        return self._fastest_int8(batches, True, expected)[1]
+
     def torch(self, batches: Sequence[PaddedBatch], ragged: bool) -> dict[str, Logits]:
         """Padded batches, except where lengths differ: the reverse direction would go wrong."""
         out = {"packed": _by_torch(self._torch, batches, packed=True)}

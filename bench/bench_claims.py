@@ -1,0 +1,168 @@
+"""The paper's claim on this machine: a student of E=50, H=2x200 against its teacher.
+
+Mukherjee and Hassan Awadallah report 51 times the speed of mBERT at batch 32, length 32, on a
+P100 against their own TensorFlow code. Here the plain teacher is torch in float32, the best one
+whichever runtime is fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+from tokenizers import Tokenizer
+
+from bench.bench_text import STUDENT_INT8, onnx_taggers, taggers
+from bench.corpus import Texts
+from bench.duel import Case, Turns, duel
+from bench.ours import our_calls, random_student
+from bench.teacher_peers import MBERT, MINILM, TeacherPeers
+from bench.text_peers import OnnxTagger, hf_pipeline, hf_tokenizer
+from xdistil_fast.model_io import ModelFolder
+
+_SIZE = (50, 200)
+_VOCABULARY = 30_000
+_CLAIM = 51.0
+_TEXTS = 32
+_TURNS = 3
+
+PLAIN = f"{MBERT.name}, torch float32"
+PIPELINE = f"{MBERT.name}, transformers pipeline"
+ONNX_INT8_TEXT = f"{MBERT.name}, tokenizers + ONNX Runtime int8"
+
+# transformers and torch warn of their own affairs.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def mbert(threads: int) -> Iterator[TeacherPeers]:
+    with TeacherPeers(MBERT, threads) as peers:
+        yield peers
+
+
+@pytest.fixture(scope="module")
+def minilm(threads: int) -> Iterator[TeacherPeers]:
+    with TeacherPeers(MINILM, threads) as peers:
+        yield peers
+
+
+def _few(turns: Turns) -> Turns:
+    """Calls of a teacher take a second and more."""
+    return Turns(min(_TURNS, turns.count), turns.seconds)
+
+
+def _ids(batch: int, length: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    return np.random.default_rng(1).integers(0, _VOCABULARY, (batch, length))
+
+
+def _runtimes(
+    peers: TeacherPeers, batch: int, length: int, torch_too: bool
+) -> dict[str, dict[str, Callable[[], object]]]:
+    """Every runtime of a teacher, after comparing their logits."""
+    ids = _ids(batch, length)
+    name = peers.size.name
+    expected = peers.torch(ids)()
+    out: dict[str, dict[str, Callable[[], object]]] = {}
+    if torch_too:
+        out[f"{name}, torch float32"] = {"": peers.torch(ids)}
+        out[f"{name}, torch bfloat16"] = {"autocast": peers.torch(ids, bfloat16=True)}
+        np.testing.assert_allclose(peers.torch(ids, bfloat16=True)(), expected, atol=0.5)
+        exact = peers.onnx(ids, int8=False)
+        np.testing.assert_allclose(exact["spinning"](), expected, rtol=1e-4, atol=1e-4)
+        out[f"{name}, ONNX Runtime"] = dict(exact)
+    small = peers.onnx(ids, int8=True)
+    np.testing.assert_allclose(small["spinning"](), expected, atol=0.5)
+    out[f"{name}, ONNX Runtime int8"] = dict(small)
+    return out
+
+
+@pytest.mark.parametrize(("batch", "length"), [(32, 32), (1, 32)], ids=["32x32", "1x32"])
+def bench_without_tokenising(
+    benchmark: BenchmarkFixture,
+    turns: Turns,
+    threads: int,
+    mbert: TeacherPeers,
+    minilm: TeacherPeers,
+    batch: int,
+    length: int,
+) -> None:
+    config, tensors = random_student(*_SIZE)
+    total = batch * length
+    ids = _ids(batch, length).reshape(total).astype(np.int32)
+    cu_seqlens = np.arange(0, total + 1, length, dtype=np.int32)
+    case = Case(
+        group="against teachers",
+        task="student, ids to logits",
+        batch=batch,
+        length=length,
+        pieces=total,
+        sizes={"E": _SIZE[0], "H": _SIZE[1]},
+        threads=threads,
+        aims={"float32": {PLAIN: _CLAIM}} if batch == 32 else {},
+        notes={
+            PLAIN: "eager, as transformers runs it; all teachers have random weights, on which "
+            "speed does not depend",
+        },
+    )
+    ours = our_calls(config, tensors, threads, ids, cu_seqlens)
+    peers = _runtimes(mbert, batch, length, torch_too=True)
+    peers |= _runtimes(minilm, batch, length, torch_too=False)
+    duel(benchmark, case, ours, peers, _few(turns))
+
+
+@pytest.mark.parametrize("batch", [_TEXTS, 1], ids=["many", "one"])
+def bench_text(
+    benchmark: BenchmarkFixture,
+    turns: Turns,
+    threads: int,
+    model: ModelFolder,
+    mbert: TeacherPeers,
+    texts: Texts,
+    batch: int,
+) -> None:
+    if batch == 1:  # of middling length
+        sample = [sorted(texts.sample(_TEXTS), key=len)[_TEXTS // 2]]
+    else:
+        sample = texts.sample(_TEXTS)
+    ours = taggers(model, threads)
+    tokenizer_json = model.tokenizer.to_str()
+    teacher = OnnxTagger(
+        mbert.onnx_file(int8=True),
+        Tokenizer.from_str(tokenizer_json),
+        model.config.labels,
+        threads,
+        time_major=False,
+    )
+    student = onnx_taggers(model, threads, texts.sample(_TEXTS))[STUDENT_INT8]
+    pipelines = hf_pipeline(mbert.model, hf_tokenizer(tokenizer_json))
+    if batch == 1:
+        pipelines = {"": next(iter(pipelines.values()))}
+    pieces = ours["float32"].tag_batch(sample).pieces
+    assert teacher(sample) == [[]] * batch
+    assert [list(row) for row in pipelines[next(iter(pipelines))](sample)] == [[]] * batch
+    case = Case(
+        group="against teachers",
+        task=f"text to entities, {texts.name}",
+        batch=batch,
+        length=None,
+        pieces=pieces,
+        sizes={"E": model.config.embedding_size, "H": model.config.hidden_size},
+        threads=threads,
+        notes={
+            PIPELINE: "float32; the teachers' heads say O everywhere, so that they spend no time "
+            "on entities; they read the student's word pieces, so that all sides read as many",
+        },
+    )
+    duel(
+        benchmark,
+        case,
+        {name: lambda tagger=tagger: tagger(sample) for name, tagger in ours.items()},
+        {
+            STUDENT_INT8: {"": lambda: student(sample)},
+            PIPELINE: {name: lambda tag=tag: tag(sample) for name, tag in pipelines.items()},
+            ONNX_INT8_TEXT: {"": lambda: teacher(sample)},
+        },
+        _few(turns),
+    )
