@@ -32,6 +32,7 @@ from bench.student_peers import (
     ragged_logits,
     same_tags,
 )
+from bench.tables import SCALING
 from xdistil_fast import Tagger
 from xdistil_fast.model_io import ModelConfig, ModelFolder
 
@@ -118,6 +119,8 @@ def _dense_duel(
         aims=_AIMS,
         notes=_notes(),
         agreement=agreement,
+        parameters={OURS: sum(value.size for value in tensors.values())},
+        headline=group != SCALING and size == _SCALING_SIZE,
     )
     duel(benchmark, case, ours, peers, turns)
 
@@ -170,6 +173,7 @@ def bench_ragged(
         aims=_AIMS,
         notes=_notes(),
         agreement=agreement,
+        headline=True,
     )
     duel(benchmark, case, ours, peers, turns)
 
@@ -201,6 +205,6 @@ def bench_scaling(
     torch.set_num_threads(used)
     try:
         few = Turns(min(3, turns.count), turns.seconds)
-        _dense_duel(benchmark, few, "scaling", _SCALING_SIZE, (batch, length), used)
+        _dense_duel(benchmark, few, SCALING, _SCALING_SIZE, (batch, length), used)
     finally:
         torch.set_num_threads(before)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
-from tokenizers import Tokenizer
 
 from bench.corpus import Texts, labelled
 from bench.duel import OURS, Case, Turns, duel
 from bench.onnx_models import student_model
+from bench.onnx_tagger import onnx_settings
 from bench.ours import our_calls, precision_options, precisions
 from bench.peers import ONNX_RUNTIME, ONNX_RUNTIME_INT8
 from bench.student_peers import StudentPeers
-from bench.text_peers import OnnxTagger, Tag, same_entities, spacy_tagger
+from bench.text_peers import Tag, same_entities, spacy_tagger
 from xdistil_fast import Tagger
 from xdistil_fast.model_io import ModelFolder
 
@@ -23,6 +23,7 @@ STUDENT_INT8 = f"tokenizers + {ONNX_RUNTIME_INT8}"
 STUDENT_FLOAT32 = f"tokenizers + {ONNX_RUNTIME}"
 SPACY = "spaCy"
 _SPACY_SENTENCES = 400
+_ARGMAX = "takes each piece's best tag, where ours decodes under the rules of IOB2"
 
 
 def taggers(model: ModelFolder, threads: int) -> dict[str, Tagger]:
@@ -39,21 +40,22 @@ def taggers(model: ModelFolder, threads: int) -> dict[str, Tagger]:
     }
 
 
-def onnx_taggers(model: ModelFolder, threads: int, texts: list[str]) -> dict[str, Tag]:
-    """The same student in ONNX Runtime; these texts choose the variant of int8."""
+def onnx_models(model: ModelFolder, threads: int, texts: list[str]) -> dict[str, bytes]:
+    """The same student for ONNX Runtime; these texts choose the variant of int8."""
     tagger = Tagger(model.config, model.tensors, model.tokenizer, threads=threads)
     encoded = tagger.tag_batch(texts).encoded
     ids, cu_seqlens = encoded.ids, encoded.cu_pieces
     expected = our_calls(model.config, model.tensors, threads, ids, cu_seqlens)["float32"]()
     int8 = StudentPeers(model.tensors, threads).for_text(ids, cu_seqlens, expected)
+    return {STUDENT_INT8: int8, STUDENT_FLOAT32: student_model(model.tensors, ragged=True)}
 
-    def tagging(weights: bytes) -> Tag:
-        tokenizer = Tokenizer.from_str(model.tokenizer.to_str())
-        return OnnxTagger(weights, tokenizer, model.config.labels, threads, time_major=True)
 
+def onnx_taggers(model: ModelFolder, threads: int, texts: list[str]) -> dict[str, dict[str, Tag]]:
+    """Taggers of `onnx_models`, each with its settings."""
+    tokenizer, labels = model.tokenizer.to_str(), model.config.labels
     return {
-        STUDENT_INT8: tagging(int8),
-        STUDENT_FLOAT32: tagging(student_model(model.tensors, ragged=True)),
+        name: dict(onnx_settings(weights, tokenizer, labels, threads, time_major=True))
+        for name, weights in onnx_models(model, threads, texts).items()
     }
 
 
@@ -70,12 +72,15 @@ def bench_student(
     ours = taggers(model, threads)
     peers = onnx_taggers(model, threads, sample)
     wanted = ours["float32"](sample)
-    agreement = {name: same_entities(tag(sample), wanted) for name, tag in peers.items()}
+    agreement = {
+        name: min(same_entities(tag(sample), wanted) for tag in settings.values())
+        for name, settings in peers.items()
+    }
     for name, tagger in ours.items():
         if name != "float32":
             agreement[f"{OURS} {name}"] = same_entities(tagger(sample), wanted)
     # Its argmax knows no rules of IOB2, where ours decodes under them.
-    assert agreement[STUDENT_FLOAT32] > 0.9
+    assert agreement[STUDENT_FLOAT32] > 0.75
     if batch == "one":
         sample = sample[:64]
     case = Case(
@@ -88,13 +93,18 @@ def bench_student(
         threads=threads,
         aims={"float32": {STUDENT_INT8: 1.0}, "int8": {STUDENT_INT8: 1.0}},
         agreement=agreement,
+        notes={STUDENT_FLOAT32: _ARGMAX, STUDENT_INT8: _ARGMAX},
+        headline=batch == "many",
     )
     call = _one_by_one if batch == "one" else _all_at_once
     duel(
         benchmark,
         case,
         {name: call(tagger, sample) for name, tagger in ours.items()},
-        {name: {"": call(tag, sample)} for name, tag in peers.items()},
+        {
+            name: {setting: call(tag, sample) for setting, tag in settings.items()}
+            for name, settings in peers.items()
+        },
         turns,
     )
 

@@ -93,6 +93,7 @@ def _case(task: str, sizes: dict[str, int], threads: int, aims: dict[str, float]
         sizes=sizes,
         threads=threads,
         aims={"float32": aims},
+        headline=True,
     )
 
 

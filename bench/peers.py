@@ -1,4 +1,4 @@
-"""Names of the peers, their versions, and how ONNX Runtime and OpenVINO are set up.
+"""Names of the peers, their versions, and how they are set up.
 
 Every peer is given its favourite layout, its weights prepared beforehand, as many threads as ours,
 and whichever of its settings turns out fastest.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from torch import nn
 
 from bench.onnx_models import lstm_model
+from bench.onnx_sessions import bind, onnx_session
 from xdistil_fast import _core
 
 TORCH = "torch"
@@ -58,43 +57,6 @@ def random_lstm(input_size: int, hidden_size: int, seed: int = 0) -> nn.LSTM:
 def lstm_weights(lstm: nn.LSTM) -> list[FloatArray]:
     """The 8 parameters in torch's order: w_ih, w_hh, b_ih, b_hh, then those of the reverse."""
     return [parameter.detach().numpy() for parameter in lstm.parameters()]
-
-
-def onnx_session(model: bytes | Path, threads: int, spinning: bool) -> Any:
-    """A session of ONNX Runtime on the CPU.
-
-    Args:
-        model: serialised model, or a file of one.
-        threads: intra-op threads.
-        spinning: whether idle workers spin; which is faster depends on the machine.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    source = str(model) if isinstance(model, Path) else model
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def bind(
-    session: Any, inputs: dict[str, npt.NDArray[Any]], output: str, out: FloatArray
-) -> Callable[[], FloatArray]:
-    """A call that runs a session on these inputs into `out`; nothing is copied or allocated."""
-    binding = session.io_binding()
-    for name, array in inputs.items():
-        binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-    binding.bind_output(output, "cpu", 0, np.float32, out.shape, out.ctypes.data)
-
-    def run() -> FloatArray:
-        # The binding holds addresses only: the arrays must live as long as this call.
-        _ = inputs
-        session.run_with_iobinding(binding)
-        return out
-
-    return run
 
 
 def onnx_forward(

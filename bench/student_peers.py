@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from bench.onnx_models import operators, quantize, student_model
+from bench.onnx_sessions import bind, onnx_session
 from bench.peers import (
     ONNX_RUNTIME,
     ONNX_RUNTIME_INT8,
     OPENVINO,
     OPENVINO_BF16,
     TORCH,
-    bind,
-    onnx_session,
     openvino_compile,
     openvino_has_bfloat16,
 )

@@ -196,7 +196,9 @@ def _notes(infos: Sequence[dict[str, Any]]) -> list[str]:
     for side, shares in agreement.items():
         low, high = f"{min(shares):.1%}", f"{max(shares):.1%}"
         spread = low if low == high else f"{low} to {high}"
-        lines[f"- {side}: the same result as {OURS} in float32 in {spread} of cases."] = None
+        lines[
+            f"- {side}: the same result as {OURS} in float32 for {spread} of pieces or texts."
+        ] = None
     return list(lines)
 
 

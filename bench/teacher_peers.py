@@ -6,10 +6,11 @@ spends time on entities that random weights would find everywhere.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ import torch
 import transformers
 
 from bench.onnx_models import bert_model, operators, quantize
-from bench.peers import bind, onnx_session
+from bench.onnx_sessions import bind, onnx_session
 
 FloatArray = npt.NDArray[np.float32]
 Logits = Callable[[], FloatArray]
@@ -76,6 +77,11 @@ class TeacherPeers:
         """Deletes the files."""
         shutil.rmtree(self._folder)
 
+    @property
+    def parameters(self) -> int:
+        """Number of them."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     def torch(self, ids: npt.NDArray[np.int64], bfloat16: bool = False) -> Logits:
         """Logits [B, T, C] of a batch without padding, as transformers runs it by default."""
         inputs = torch.from_numpy(ids)
@@ -99,6 +105,15 @@ class TeacherPeers:
             )
             for name, spin in (("spinning", True), ("not spinning", False))
         }
+
+    @contextlib.contextmanager
+    def saved(self, tokenizer: Any) -> Iterator[Path]:
+        """The teacher as a folder of transformers, for as long as it is needed."""
+        folder = self._folder / "transformers"
+        self.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        yield folder
+        shutil.rmtree(folder)
 
     def onnx_file(self, int8: bool) -> Path:
         """The teacher as an ONNX file, made when first asked for."""

@@ -119,9 +119,9 @@ def test_version_and_help(run: Any) -> None:
     assert run("--version") == (0, f"xdistil-fast {xdistil_fast.__version__}\n", "")
     status, out, _ = run("--help")
     assert status == 0
-    for name in ("tag", "eval", "doctor", "teacher", "distill", "report"):
+    for name in ("tag", "eval", "bench", "doctor", "teacher", "distill", "report"):
         assert f"\n    {name} " in out
-    for name in ("tag", "eval", "doctor"):
+    for name in ("tag", "eval", "bench", "doctor"):
         assert run(name, "--help")[0] == 0
 
 
@@ -131,7 +131,7 @@ def test_version_and_help(run: Any) -> None:
         ([], "the following arguments are required: COMMAND"),
         (["tga"], "unknown command 'tga'; did you mean tag?"),
         (["distil", "--teacher", "x"], "unknown command 'distil'; did you mean distill?"),
-        (["xyzzy"], "unknown command 'xyzzy'; there are tag, eval, doctor"),
+        (["xyzzy"], "unknown command 'xyzzy'; there are tag, eval, bench, doctor"),
         (["tag", "--modle", "x"], "unknown option --modle; did you mean --model?"),
         (["tag", "--modle=x"], "unknown option --modle; did you mean --model?"),
         (["tag", "--tex", "x"], "unknown option --tex; did you mean --text?"),

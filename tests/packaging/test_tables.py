@@ -123,7 +123,7 @@ def test_a_run_is_filed_and_shown(tree: Path) -> None:
     assert "| int8 | 10 ms |  | ONNX Runtime (spinning) | 30 ms |  | **2.80×** |" in page
     assert "| float32 | 20 ms | 500 ms | torch.nn.LSTM |" in page
     assert "- ONNX Runtime: a note on it." in page
-    assert "xdistil-fast int8: the same result as xdistil-fast in float32 in 98.7% of" in page
+    assert "xdistil-fast int8: the same result as xdistil-fast in float32 for 98.7% of" in page
     assert "| xdistil-fast float32 | 4.8 MB | 250 ms | 43.4 MB |  |" in page
     assert f"(../bench/results/{name})" in page
     assert _tables(tree, "--check").returncode == 0
