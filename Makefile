@@ -99,7 +99,7 @@ $(STAMPS)/core: $(BUILD_FILES) $(STAMPS)/modules | $(STAMPS)/tools
 # Extras come after the core, so that `make demo` never waits for torch. mypy reads bench/ as well.
 EXTRAS_test := test,train,data
 EXTRAS_lint := lint,bench,train,data
-EXTRAS_bench := bench,train
+EXTRAS_bench := bench,spacy,train
 $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: pyproject.toml constraints.txt | $(STAMPS)/core
 	@echo "== $(VENV): what make $(@F) needs"
 	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[$(EXTRAS_$(@F))]'

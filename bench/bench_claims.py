@@ -8,7 +8,7 @@ whichever runtime is fastest.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from bench.duel import OURS, Case, Turns, duel
 from bench.onnx_tagger import onnx_settings
 from bench.ours import our_calls, random_student
 from bench.teacher_peers import MBERT, MINILM, TeacherPeers
-from bench.text_peers import Tag, hf_pipeline, hf_tokenizer
+from bench.text_peers import hf_pipeline, hf_tokenizer
 from xdistil_fast.model_io import ModelFolder
 
 _SIZE = (50, 200)
@@ -179,7 +179,7 @@ def bench_text(
     duel(
         benchmark,
         case,
-        {name: lambda tagger=tagger: tagger(sample) for name, tagger in ours.items()},
+        _settings(ours, sample),
         {
             STUDENT_INT8: _settings(student, sample),
             PIPELINE: _settings(pipelines, sample),
@@ -189,8 +189,10 @@ def bench_text(
     )
 
 
-def _settings(taggers: dict[str, Tag], sample: list[str]) -> dict[str, Callable[[], object]]:
-    def call(tag: Tag) -> Callable[[], object]:
+def _settings(
+    taggers: Mapping[str, Callable[[list[str]], object]], sample: list[str]
+) -> dict[str, Callable[[], object]]:
+    def call(tag: Callable[[list[str]], object]) -> Callable[[], object]:
         return lambda: tag(sample)
 
     return {name: call(tag) for name, tag in taggers.items()}

@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.corpus import Texts
 from bench.duel import OURS, Case, Turns, duel
-from bench.ours import IntArray, Tensors, our_calls, random_student
+from bench.ours import IntArray, our_calls, random_student
 from bench.peers import (
     ONNX_RUNTIME,
     ONNX_RUNTIME_INT8,
@@ -34,7 +34,7 @@ from bench.student_peers import (
 )
 from bench.tables import SCALING
 from xdistil_fast import Tagger
-from xdistil_fast.model_io import ModelConfig, ModelFolder
+from xdistil_fast.model_io import ModelConfig, ModelFolder, Tensors
 
 _AIMS = {
     "float32": {TORCH: 1.0, ONNX_RUNTIME: 1.0, OPENVINO: 1.0},

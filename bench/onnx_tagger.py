@@ -33,7 +33,7 @@ def onnx_settings(
     model: bytes | Path, tokenizer_json: str, labels: Sequence[str], threads: int, time_major: bool
 ) -> dict[str, Callable[[Sequence[str]], list[list[Entity]]]]:
     """Taggers in batches of several sizes, with workers that spin or not."""
-    out = {}
+    out: dict[str, Callable[[Sequence[str]], list[list[Entity]]]] = {}
     for name, spinning in (("spinning", True), ("not spinning", False)):
         tokenizer = Tokenizer.from_str(tokenizer_json)
         tagger = OnnxTagger(model, tokenizer, labels, threads, time_major, spinning)

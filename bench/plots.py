@@ -1,4 +1,4 @@
-"""Plots of a benchmark run: `python -m bench.plots [RUN.json]` writes docs/img/ from the newest run.
+"""Plots of a benchmark run: `python -m bench.plots [RUN.json]` writes docs/img/.
 
 speed-and-size: tokens per second over parameters, students and teachers. scaling: tokens per
 second over length, batch and threads. A plot holds the name of its run as its title, by which

@@ -28,7 +28,7 @@ from bench.onnx_sessions import bind, onnx_session
 FloatArray = npt.NDArray[np.float32]
 Logits = Callable[[], FloatArray]
 
-_LABELS = 7
+_LABELS = ("O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class TeacherPeers:
                 onnx_session(self.onnx_file(int8), self._threads, spin),
                 feed,
                 "logits",
-                np.empty((*ids.shape, _LABELS), np.float32),
+                np.empty((*ids.shape, len(_LABELS)), np.float32),
             )
             for name, spin in (("spinning", True), ("not spinning", False))
         }
@@ -150,10 +150,9 @@ def _random_bert(size: TeacherSize) -> Any:
             num_hidden_layers=size.layers,
             num_attention_heads=size.heads,
             intermediate_size=4 * size.width,
-            num_labels=_LABELS,
-            id2label=dict(enumerate(["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER"])),
+            id2label=dict(enumerate(_LABELS)),
         )
-        model = transformers.BertForTokenClassification(config).eval()
+        model: Any = transformers.BertForTokenClassification(config)
     with torch.no_grad():
         model.classifier.bias[0] = 100.0
-    return model.requires_grad_(False)
+    return model.eval().requires_grad_(False)

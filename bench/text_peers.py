@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ _SPACY_SECONDS = 40.0
 
 def hf_tokenizer(tokenizer_json: str) -> Any:
     """A tokenizer as a transformers object, adding no special tokens."""
-    return transformers.PreTrainedTokenizerFast(
+    kind: Any = transformers.PreTrainedTokenizerFast
+    return kind(
         tokenizer_object=Tokenizer.from_str(tokenizer_json), unk_token="[UNK]", pad_token="[PAD]"
     )
 
@@ -43,10 +44,12 @@ def hf_pipeline(model: Any, tokenizer: Any) -> dict[str, Tag]:
     return {f"batches of {size}": tag(size) for size in (1, 8, 32)}
 
 
-def same_entities(a: Sequence[Sequence[Entity]], b: Sequence[Sequence[Entity]]) -> float:
+def same_entities(
+    a: Sequence[Sequence[Mapping[str, Any]]], b: Sequence[Sequence[Mapping[str, Any]]]
+) -> float:
     """Share of texts with the same types and borders."""
 
-    def key(entities: Sequence[Entity]) -> list[tuple[str, int, int]]:
+    def key(entities: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
         return [(e["entity_group"], e["start"], e["end"]) for e in entities]
 
     return float(np.mean([key(x) == key(y) for x, y in zip(a, b, strict=True)]))

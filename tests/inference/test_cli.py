@@ -63,6 +63,7 @@ assert main(["tag", "--model", folder, "--text", "Ada"]) == 0
 assert main(["tag", "--model", folder, data, "-o", out]) == 0
 assert main(["eval", folder, "--data", data]) == 0
 assert main(["doctor", folder]) == 0
+assert main(["bench", folder, "--texts", "2", "--seconds", "0.001"]) == 0
 assert not {"torch", "transformers"} & set(sys.modules)
 """
     result = python(code, str(folder), str(tmp_path / "in.conll"), str(tmp_path / "out"))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
@@ -110,6 +110,10 @@ class Latency:
     tokens_per_second: float
 
 
+# What measuring gives out: figures, footprints, and in words what could not be measured.
+Step: TypeAlias = "Latency | dict[str, Any] | str"
+
+
 def latency(
     model: str,
     task: str,
@@ -191,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
     content = load_folder(folder)
     texts = _texts(args.data, args.texts)
     teacher = _teacher(args.teacher, args.threads) if args.teacher else None
-    steps = _student_steps(args, folder, content, texts)
+    steps: Iterator[Step] = _student_steps(args, folder, content, texts)
     count = 5 * len(precisions())
     if teacher is not None:
         steps = itertools.chain(steps, teacher.steps(texts[:_TEACHER_TEXTS], args.seconds))
@@ -257,7 +261,7 @@ def _teacher(name: str, threads: int) -> TeacherBench:
 
 def _student_steps(
     args: argparse.Namespace, folder: Path, content: ModelFolder, texts: list[str]
-) -> Iterator[Latency | dict[str, Any]]:
+) -> Iterator[Step]:
     disk = sum((folder / name).stat().st_size for name in FILES[:3])
     for precision in precisions():
         name = f"student {precision}"

@@ -18,7 +18,7 @@ import transformers
 from numpy.typing import NDArray
 
 from xdistil_fast.commands import footprint
-from xdistil_fast.commands.bench import TASKS, Latency, latency
+from xdistil_fast.commands.bench import TASKS, Latency, Step, latency
 from xdistil_fast.train.teacher import Teacher, quiet_transformers
 
 _ONNX_PACKAGES = ("onnxruntime", "onnx", "onnxscript")
@@ -65,10 +65,8 @@ class TeacherBench:
 
     count = 9
 
-    def steps(
-        self, texts: Sequence[str], seconds: float
-    ) -> Iterator[Latency | dict[str, Any] | str]:
-        """Measures; gives out figures, footprints, and in words what could not be measured.
+    def steps(self, texts: Sequence[str], seconds: float) -> Iterator[Step]:
+        """Measures in torch, and in ONNX Runtime if installed.
 
         Args:
             texts: to tag; longer ones than the model takes are cut.
