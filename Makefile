@@ -53,8 +53,8 @@ format: $(STAMPS)/lint
 bench: $(STAMPS)/core $(STAMPS)/bench
 	mkdir -p build
 	$(BIN)/python -m pytest bench --benchmark-json=build/bench.json $(BENCH_ARGS)
-	$(BIN)/python -m bench.tables $(if $(findstring -k,$(BENCH_ARGS)),--show) build/bench.json
-	$(if $(findstring -k,$(BENCH_ARGS)),,$(BIN)/python -m bench.plots)
+	$(BIN)/python -m bench.tables $(if $(filter -k,$(BENCH_ARGS)),--show) build/bench.json
+	$(if $(filter -k,$(BENCH_ARGS)),,$(BIN)/python -m bench.plots)
 
 # Python itself is not sanitized, hence the preloads; leaks are the interpreter's and not looked for.
 asan: $(STAMPS)/tools $(STAMPS)/asan

@@ -83,7 +83,7 @@ def _check(
 def _notes() -> dict[str, str]:
     if openvino_has_bfloat16():
         return {}
-    return {OPENVINO: f"{OPENVINO_BF16} is not measured: this CPU has no bfloat16, it runs float32"}
+    return {OPENVINO_BF16: "not measured: this CPU has no bfloat16 and it would run float32"}
 
 
 _SHAPES = [(32, 32), (32, 128), (1, 32), (1, 512)]
@@ -98,6 +98,7 @@ def _dense_duel(
     size: tuple[int, int],
     shape: tuple[int, int],
     threads: int,
+    task: str = "student, ids to logits",
 ) -> None:
     (embedding_size, hidden_size), (batch, length) = size, shape
     config, tensors = _random(embedding_size, hidden_size)
@@ -110,7 +111,7 @@ def _dense_duel(
     agreement = _check(expected, results, peers, {"": batches})
     case = Case(
         group=group,
-        task="student, ids to logits",
+        task=task,
         batch=batch,
         length=length,
         pieces=batch * length,
@@ -205,6 +206,7 @@ def bench_scaling(
     torch.set_num_threads(used)
     try:
         few = Turns(min(3, turns.count), turns.seconds)
-        _dense_duel(benchmark, few, SCALING, _SCALING_SIZE, (batch, length), used)
+        task = "student, ids to logits" + (", one thread" if cores == "one" else "")
+        _dense_duel(benchmark, few, SCALING, _SCALING_SIZE, (batch, length), used, task)
     finally:
         torch.set_num_threads(before)

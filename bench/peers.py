@@ -86,7 +86,11 @@ def openvino_has_bfloat16() -> bool:
 
 
 def openvino_compile(
-    model: bytes, threads: int, precision: str, shapes: dict[str, list[int]] | None = None
+    model: bytes,
+    threads: int,
+    precision: str,
+    pinned: bool,
+    shapes: dict[str, list[int]] | None = None,
 ) -> Any:
     """A model compiled by OpenVINO for the CPU, for the latency of one caller.
 
@@ -94,6 +98,7 @@ def openvino_compile(
         model: serialised ONNX model.
         threads: of inference.
         precision: "f32" or "bf16".
+        pinned: whether its threads are bound to cores.
         shapes: of the inputs; left open where None.
     """
     import openvino
@@ -107,5 +112,6 @@ def openvino_compile(
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": pinned,
     }
     return core.compile_model(read, "CPU", settings)

@@ -81,7 +81,8 @@ def speed_and_size(run: Run) -> Figure:
     for number, (side, values) in enumerate(sorted(teachers.items(), key=lambda t: -t[1][0][1])):
         x, y = zip(*values, strict=True)
         axes.plot(
-            x, y, linestyle="none", marker="p*hXd<>"[number % 7], color="#777777", markersize=8,
+            x, y, linestyle="none", marker="p*hXd<>"[number % 7], color="#555555", markersize=7,
+            markerfacecolor="none",
             label=side,
         )  # fmt: skip
     axes.set_xscale("log")

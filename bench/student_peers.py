@@ -168,13 +168,13 @@ def _by_onnx(
 
 
 def _by_openvino(
-    model: bytes, batches: Sequence[PaddedBatch], threads: int, precision: str
+    model: bytes, batches: Sequence[PaddedBatch], threads: int, precision: str, pinned: bool
 ) -> Logits:
     import openvino
 
     # One shape alone is one it can plan for.
     shapes = {"ids": list(batches[0].ids.shape)} if len(batches) == 1 else None
-    request = openvino_compile(model, threads, precision, shapes).create_infer_request()
+    request = openvino_compile(model, threads, precision, pinned, shapes).create_infer_request()
     feeds = [{"ids": openvino.Tensor(batch.ids, shared_memory=True)} for batch in batches]
 
     def run() -> list[FloatArray]:
@@ -291,7 +291,10 @@ class StudentPeers:
         Only for batches without padding: given lengths, its reverse direction computes something
         else.
         """
-        return {"": _by_openvino(self._model(False), batches, self._threads, precision)}
+        return {
+            name: _by_openvino(self._model(False), batches, self._threads, precision, pinned)
+            for name, pinned in (("pinned", True), ("not pinned", False))
+        }
 
     def all(
         self, batches: Sequence[PaddedBatch], ragged: bool, expected: FloatArray

@@ -67,6 +67,26 @@ def _run(when: str, seconds: float) -> dict[str, Any]:
                 },
             },
             {
+                "fullname": "bench/bench_students.py::bench_scaling",
+                "extra_info": {
+                    "group": "scaling",
+                    "task": "student",
+                    "batch": 2,
+                    "length": None,
+                    "pieces": 50,
+                    "sizes": {"H": 8},
+                    "threads": 2,
+                    "turns": 3,
+                    "sides": {
+                        "xdistil-fast float32": {"setting": "", "seconds": 0.001, "p99": None},
+                        "torch": {"setting": "", "seconds": 0.002, "p99": None},
+                    },
+                    "ratios": {"float32": {"torch": [2.0, 2.0, 2.0]}},
+                    "aims": {},
+                    "headline": False,
+                },
+            },
+            {
                 "fullname": "bench/bench_footprint.py::bench_footprint",
                 "extra_info": {
                     "group": "size, memory, load time",
@@ -119,6 +139,9 @@ def test_a_run_is_filed_and_shown(tree: Path) -> None:
     page = (tree / "docs" / "BENCHMARKS.md").read_text(encoding="utf-8")
     assert "1.00×: met" in page
     assert "1.00×: missed" in page
+    assert "| student, H 8 | 2 texts, 50 pieces | float32 | 1 ms | 50,000 | torch 2.00× |" in page
+    assert "student, H 8" not in readme
+    assert "![scaling](img/scaling.svg)" in page
     assert "**3.999×** | 3.90× to 4.10× | 4.00×: missed" in page
     assert "| int8 | 10 ms |  | ONNX Runtime (spinning) | 30 ms |  | **2.80×** |" in page
     assert "| float32 | 20 ms | 500 ms | torch.nn.LSTM |" in page
@@ -172,3 +195,18 @@ def test_published_tables_are_those_of_the_newest_run() -> None:
         [sys.executable, str(TABLES), "--check"], capture_output=True, text=True, timeout=60
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_published_plots_are_of_the_newest_run() -> None:
+    results = ROOT / "bench" / "results"
+    runs = {path: json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")}
+    newest = max(runs, key=lambda path: str(runs[path]["datetime"]), default=None)
+    if newest is None:
+        pytest.skip("no benchmark run is recorded")
+    groups = {entry["extra_info"]["group"] for entry in runs[newest]["benchmarks"]}
+    if "scaling" not in groups:
+        pytest.skip("the recorded benchmark run has no scaling cases, of which the plots are")
+    plots = list((ROOT / "docs" / "img").glob("*.svg"))
+    assert {path.stem for path in plots} >= {"scaling", "speed-and-size"}
+    for plot in plots:
+        assert f"<dc:title>{newest.name}</dc:title>" in plot.read_text(encoding="utf-8")
