@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("xdistil-fast")
     group.addoption("--turns", type=int, default=7, help="turns per case (default: 7)")
     group.addoption(
-        "--turn-seconds", type=float, default=0.15, help="seconds per side and turn (default: 0.15)"
+        "--turn-seconds", type=float, default=0.12, help="seconds per side and turn (default: 0.12)"
     )
     group.addoption(
         "--model", default="en-ner", help="student for real text (default: the embedded en-ner)"

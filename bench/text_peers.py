@@ -17,7 +17,7 @@ from bench.onnx_tagger import Entity
 Tag = Callable[[Sequence[str]], list[list[Entity]]]
 
 _BATCH = 32
-_SPACY_SECONDS = 40.0
+_SPACY_SECONDS = 20.0
 
 
 def hf_tokenizer(tokenizer_json: str) -> Any:
