@@ -10,7 +10,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.bench_text import onnx_models
-from bench.corpus import Texts
+from bench.corpus import own_texts
 from bench.duel import OURS
 from bench.ours import precisions
 from bench.teacher_peers import MBERT, TeacherPeers
@@ -28,10 +28,9 @@ def bench_footprint(
     benchmark: BenchmarkFixture,
     threads: int,
     model: ModelFolder,
-    texts: Texts,
     tmp_path: Path,
 ) -> None:
-    sample = texts.sample(_TEXTS)
+    sample = own_texts(_TEXTS).texts
     rows: list[dict[str, Any]] = []
 
     def add(name: str, disk: int, factory: str, **arguments: Any) -> None:

@@ -39,7 +39,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    for path in config.getoption("corpus"):
+        if not path.is_file():
+            raise pytest.UsageError(f"--corpus {path}: there is no such file")
     torch.set_num_threads(_core.default_threads())
 
 
