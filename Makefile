@@ -3,7 +3,8 @@
 #   make test     the tests                     make asan    the kernel tests under sanitizers
 #   make lint     style, types, stubs           make isas    the kernel tests per instruction set
 #   make format   apply the style               make bench   measure, write docs/BENCHMARKS.md
-#                                               (with BENCH_ARGS='-k forward' only measure a part)
+#       BENCH_ARGS='--corpus FILE --turns 11' are options of the suite; with '-k forward' it
+#       measures a part and writes nothing
 #   make clean    builds and caches             make distclean    environments as well
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -52,7 +53,8 @@ format: $(STAMPS)/lint
 bench: $(STAMPS)/core $(STAMPS)/bench
 	mkdir -p build
 	$(BIN)/python -m pytest bench --benchmark-json=build/bench.json $(BENCH_ARGS)
-	$(BIN)/python -m bench.tables $(if $(BENCH_ARGS),--show) build/bench.json
+	$(BIN)/python -m bench.tables $(if $(filter -k,$(BENCH_ARGS)),--show) build/bench.json
+	$(if $(filter -k,$(BENCH_ARGS)),,$(BIN)/python -m bench.plots)
 
 # Python itself is not sanitized, hence the preloads; leaks are the interpreter's and not looked for.
 asan: $(STAMPS)/tools $(STAMPS)/asan
@@ -97,7 +99,7 @@ $(STAMPS)/core: $(BUILD_FILES) $(STAMPS)/modules | $(STAMPS)/tools
 # Extras come after the core, so that `make demo` never waits for torch. mypy reads bench/ as well.
 EXTRAS_test := test,train,data
 EXTRAS_lint := lint,bench,train,data
-EXTRAS_bench := bench,train
+EXTRAS_bench := bench,spacy,train
 $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: pyproject.toml constraints.txt | $(STAMPS)/core
 	@echo "== $(VENV): what make $(@F) needs"
 	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[$(EXTRAS_$(@F))]'

@@ -7,13 +7,13 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.duel import OURS, Call, Case, Turns, duel
-from bench.peers import ONNX_RUNTIME, TORCH, lstm_weights, onnx_forward, random_lstm
+from bench.duel import Case, Turns, duel
+from bench.peers import ONNX_RUNTIME, TORCH_LSTM, lstm_weights, onnx_forward, random_lstm
 from xdistil_fast import _core
 
 # In batch no slower than the better of the two; one sentence at least 3 times torch.
-_BATCH_AIMS = {TORCH: 1.0, ONNX_RUNTIME: 1.0}
-_SENTENCE_AIMS = {TORCH: 3.0}
+_BATCH_AIMS = {TORCH_LSTM: 1.0, ONNX_RUNTIME: 1.0}
+_SENTENCE_AIMS = {TORCH_LSTM: 3.0}
 
 
 @pytest.mark.parametrize(
@@ -62,21 +62,24 @@ def bench_bilstm_forward(
     ours()
     padded = out.reshape(batch, length, 2 * hidden_size).transpose(1, 0, 2)
     np.testing.assert_allclose(padded, by_torch().numpy(), rtol=1e-4, atol=2e-6)
-    for run, y in by_onnx.values():
-        run()
-        directions = y.transpose(0, 2, 1, 3).reshape(padded.shape)
+    for run in by_onnx.values():
+        directions = run().transpose(0, 2, 1, 3).reshape(padded.shape)
         np.testing.assert_allclose(padded, directions, rtol=1e-4, atol=2e-6)
 
     case = Case(
+        group="kernels",
         task="BiLSTM forward",
         batch=batch,
         length=length,
+        pieces=total,
         sizes={"E": input_size, "H": hidden_size},
-        aims=aims,
+        threads=threads,
+        aims={"float32": aims},
     )
-    sides: dict[str, dict[str, Call]] = {
-        OURS: {"": ours},
-        TORCH: {"": by_torch},
-        ONNX_RUNTIME: {name: run for name, (run, _) in by_onnx.items()},
-    }
-    duel(benchmark, case, sides, turns)
+    duel(
+        benchmark,
+        case,
+        {"float32": ours},
+        {TORCH_LSTM: {"": by_torch}, ONNX_RUNTIME: by_onnx},
+        turns,
+    )

@@ -11,7 +11,7 @@ import torchcrf
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from bench.duel import OURS, Case, Turns, duel
+from bench.duel import Case, Turns, duel
 from bench.peers import TORCH_CRF, TORCH_LSTM_CRF, random_lstm
 from xdistil_fast.nn import CRF, BiLSTM, Linear
 
@@ -83,8 +83,24 @@ def _assert_same_gradients(ours: nn.Module, theirs: nn.Module) -> None:
         torch.testing.assert_close(got[name].grad, parameter.grad, rtol=1e-3, atol=atol)
 
 
+def _case(task: str, sizes: dict[str, int], threads: int, aims: dict[str, float]) -> Case:
+    return Case(
+        group="training and decoding",
+        task=task,
+        batch=_BATCH,
+        length=_LENGTH,
+        pieces=_BATCH * _LENGTH,
+        sizes=sizes,
+        threads=threads,
+        aims={"float32": aims},
+        headline=True,
+    )
+
+
 @pytest.mark.parametrize("optimizer", [False, True], ids=["forward-backward", "with-adam"])
-def bench_training_step(benchmark: BenchmarkFixture, turns: Turns, optimizer: bool) -> None:
+def bench_training_step(
+    benchmark: BenchmarkFixture, turns: Turns, threads: int, optimizer: bool
+) -> None:
     batch = _batch(_INPUT_SIZE)
     padded_values, padded_tags = batch.padded_values, batch.padded_tags
     our_crf, their_crf = _crfs()
@@ -127,17 +143,16 @@ def bench_training_step(benchmark: BenchmarkFixture, turns: Turns, optimizer: bo
     torch.testing.assert_close(our_loss(), their_loss(), rtol=1e-5, atol=0.0)
     _assert_same_gradients(ours, theirs)
 
-    case = Case(
-        task="BiLSTM-CRF training step" + (" with Adam" if optimizer else ""),
-        batch=_BATCH,
-        length=_LENGTH,
-        sizes={"E": _INPUT_SIZE, "H": _HIDDEN_SIZE, "tags": _NUM_TAGS},
-        aims={TORCH_LSTM_CRF: 1.5},
+    case = _case(
+        "BiLSTM-CRF training step" + (" with Adam" if optimizer else ""),
+        {"E": _INPUT_SIZE, "H": _HIDDEN_SIZE, "tags": _NUM_TAGS},
+        threads,
+        {TORCH_LSTM_CRF: 1.5},
     )
-    duel(benchmark, case, {OURS: {"": our_step}, TORCH_LSTM_CRF: {"": their_step}}, turns)
+    duel(benchmark, case, {"float32": our_step}, {TORCH_LSTM_CRF: {"": their_step}}, turns)
 
 
-def bench_crf_loss(benchmark: BenchmarkFixture, turns: Turns) -> None:
+def bench_crf_loss(benchmark: BenchmarkFixture, turns: Turns, threads: int) -> None:
     batch = _batch(_NUM_TAGS)
     ours, theirs = _crfs()
     our_emissions = batch.values.requires_grad_()
@@ -165,11 +180,11 @@ def bench_crf_loss(benchmark: BenchmarkFixture, turns: Turns) -> None:
         _time_major(our_emissions.grad), their_emissions.grad, rtol=1e-3, atol=1e-6
     )
 
-    case = Case("CRF loss and gradient", _BATCH, _LENGTH, {"tags": _NUM_TAGS}, {TORCH_CRF: 20.0})
-    duel(benchmark, case, {OURS: {"": our_loss}, TORCH_CRF: {"": their_loss}}, turns)
+    case = _case("CRF loss and gradient", {"tags": _NUM_TAGS}, threads, {TORCH_CRF: 20.0})
+    duel(benchmark, case, {"float32": our_loss}, {TORCH_CRF: {"": their_loss}}, turns)
 
 
-def bench_viterbi(benchmark: BenchmarkFixture, turns: Turns) -> None:
+def bench_viterbi(benchmark: BenchmarkFixture, turns: Turns, threads: int) -> None:
     batch = _batch(_NUM_TAGS)
     ours, theirs = _crfs()
     padded_emissions = batch.padded_values
@@ -183,5 +198,5 @@ def bench_viterbi(benchmark: BenchmarkFixture, turns: Turns) -> None:
 
     assert our_tags() == their_tags()
 
-    case = Case("CRF Viterbi", _BATCH, _LENGTH, {"tags": _NUM_TAGS}, {TORCH_CRF: 20.0})
-    duel(benchmark, case, {OURS: {"": our_tags}, TORCH_CRF: {"": their_tags}}, turns)
+    case = _case("CRF Viterbi", {"tags": _NUM_TAGS}, threads, {TORCH_CRF: 20.0})
+    duel(benchmark, case, {"float32": our_tags}, {TORCH_CRF: {"": their_tags}}, turns)

@@ -4,27 +4,55 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import cpuinfo
 import pytest
 import torch
 
+from bench.corpus import Texts, corpus_texts, own_texts
 from bench.duel import Turns
 from bench.peers import versions
 from xdistil_fast import _core
+from xdistil_fast.model_io import ModelFolder, load_folder, resolve_model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("xdistil-fast")
-    group.addoption("--turns", type=int, default=11, help="turns per case (default: 11)")
+    group.addoption("--turns", type=int, default=7, help="turns per case (default: 7)")
     group.addoption(
-        "--turn-seconds", type=float, default=0.3, help="seconds per side and turn (default: 0.3)"
+        "--turn-seconds", type=float, default=0.12, help="seconds per side and turn (default: 0.12)"
+    )
+    group.addoption(
+        "--model", default="en-ner", help="student for real text (default: the embedded en-ner)"
+    )
+    group.addoption(
+        "--corpus",
+        type=Path,
+        action="append",
+        default=[],
+        help="real text (CoNLL, JSON lines, one text a line; also gzipped); may be repeated",
+    )
+    group.addoption(
+        "--texts", type=int, default=512, help="texts taken of each corpus (default: 512)"
     )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    for path in config.getoption("corpus"):
+        if not path.is_file():
+            raise pytest.UsageError(f"--corpus {path}: there is no such file")
     torch.set_num_threads(_core.default_threads())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Cases with real text run once for each corpus, or on sentences of our own."""
+    if "texts" in metafunc.fixturenames:
+        paths = metafunc.config.getoption("corpus")
+        count = metafunc.config.getoption("texts")
+        values = [corpus_texts(path) for path in paths] or [own_texts(count)]
+        metafunc.parametrize("texts", values, ids=[value.name for value in values])
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +64,24 @@ def turns(pytestconfig: pytest.Config) -> Turns:
 def threads() -> int:
     """Of every side: all cores that this process may use."""
     return torch.get_num_threads()
+
+
+@pytest.fixture(scope="session")
+def text_count(pytestconfig: pytest.Config) -> int:
+    """Texts that a case takes of its corpus."""
+    return int(pytestconfig.getoption("texts"))
+
+
+@pytest.fixture(scope="session")
+def model(pytestconfig: pytest.Config) -> ModelFolder:
+    """The student for real text."""
+    return load_folder(resolve_model(pytestconfig.getoption("model")))
+
+
+@pytest.fixture
+def sample(texts: Texts, text_count: int) -> list[str]:
+    """What most cases take of a corpus."""
+    return texts.sample(text_count)
 
 
 def pytest_benchmark_generate_machine_info() -> dict[str, Any]:

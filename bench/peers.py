@@ -1,36 +1,50 @@
-"""The other side of each benchmark: the same computation by the strongest rivals at hand.
+"""Names of the peers, their versions, and how they are set up.
 
-Each peer is given its favourite layout (time-major, contiguous), its weights prepared beforehand
-and as many threads as ours, so that a ratio is about the kernels alone.
+Every peer is given its favourite layout, its weights prepared beforehand, as many threads as ours,
+and whichever of its settings turns out fastest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnxruntime
 import torch
-from onnx import TensorProto, helper
 from torch import nn
 
+from bench.onnx_models import lstm_model
+from bench.onnx_sessions import bind, onnx_session
 from xdistil_fast import _core
 
-TORCH = "torch.nn.LSTM"
+TORCH = "torch"
 ONNX_RUNTIME = "ONNX Runtime"
+ONNX_RUNTIME_INT8 = "ONNX Runtime int8"
+OPENVINO = "OpenVINO"
+OPENVINO_BF16 = "OpenVINO bfloat16"
+TORCH_LSTM = "torch.nn.LSTM"
 TORCH_CRF = "pytorch-crf"
 TORCH_LSTM_CRF = "torch.nn.LSTM + pytorch-crf"
 
 FloatArray = npt.NDArray[np.float32]
 
+_PACKAGES = (
+    "torch", "onnxruntime", "onnx", "openvino", "transformers", "tokenizers", "spacy",
+    "pytorch-crf", "numpy",
+)  # fmt: skip
+
 
 def versions() -> dict[str, str]:
     """Of everything that took part."""
-    peers = ("torch", "onnxruntime", "onnx", "pytorch-crf", "numpy", "tokenizers")
-    return {"xdistil-fast": _core.__version__} | {name: metadata.version(name) for name in peers}
+    found = {"xdistil-fast": _core.__version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def random_lstm(input_size: int, hidden_size: int, seed: int = 0) -> nn.LSTM:
@@ -45,72 +59,59 @@ def lstm_weights(lstm: nn.LSTM) -> list[FloatArray]:
     return [parameter.detach().numpy() for parameter in lstm.parameters()]
 
 
-def _onnx_gates(rows: FloatArray) -> FloatArray:
-    """Gate rows in ONNX's order i, o, f, c from torch's i, f, g, o."""
-    i, f, g, o = np.split(rows, 4)
-    return np.concatenate([i, o, f, g])
-
-
-def onnx_lstm(lstm: nn.LSTM) -> bytes:
-    """The same BiLSTM as an ONNX model of one node.
-
-    Input x [T, B, I], output y [T, 2, B, H]: ONNX's own layouts, with no transpose around them.
-    """
-    w_ih, w_hh, b_ih, b_hh = (
-        np.stack([_onnx_gates(forward), _onnx_gates(backward)])
-        for forward, backward in zip(lstm_weights(lstm)[:4], lstm_weights(lstm)[4:], strict=True)
-    )
-    node = helper.make_node(
-        "LSTM",
-        ["x", "w", "r", "b"],
-        ["y"],
-        direction="bidirectional",
-        hidden_size=lstm.hidden_size,
-    )
-    graph = helper.make_graph(
-        [node],
-        "bilstm",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", "B", lstm.input_size])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["T", 2, "B", lstm.hidden_size])],
-        [
-            onnx.numpy_helper.from_array(w_ih, "w"),
-            onnx.numpy_helper.from_array(w_hh, "r"),
-            onnx.numpy_helper.from_array(np.concatenate([b_ih, b_hh], axis=1), "b"),
-        ],
-    )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="bench"
-    )
-    onnx.checker.check_model(model)
-    serialized: bytes = model.SerializeToString()
-    return serialized
-
-
 def onnx_forward(
     lstm: nn.LSTM, x: FloatArray, threads: int, spinning: bool
-) -> tuple[Callable[[], object], FloatArray]:
-    """A call that runs the BiLSTM in ONNX Runtime, and the array that it fills.
+) -> Callable[[], FloatArray]:
+    """A call that runs the BiLSTM alone in ONNX Runtime.
 
     Args:
         lstm: the model.
         x: [T, B, I].
         threads: intra-op threads.
-        spinning: whether idle workers spin; which is faster depends on the machine.
+        spinning: as for `onnx_session`.
 
     Returns:
-        The call, and the output y [T, 2, B, H], bound once and written by each call.
+        The call; its result y [T, 2, B, H] is bound once and written by each call.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    session = onnxruntime.InferenceSession(
-        onnx_lstm(lstm), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnx_session(lstm_model(lstm_weights(lstm)), threads, spinning)
     y = np.empty((x.shape[0], 2, x.shape[1], lstm.hidden_size), np.float32)
-    binding = session.io_binding()
-    for bind, name, array in ((binding.bind_input, "x", x), (binding.bind_output, "y", y)):
-        bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-    return lambda: session.run_with_iobinding(binding), y
+    return bind(session, {"x": x}, "y", y)
+
+
+def openvino_has_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU; else it runs float32 whatever is asked."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def openvino_compile(
+    model: bytes,
+    threads: int,
+    precision: str,
+    pinned: bool,
+    shapes: dict[str, list[int]] | None = None,
+) -> Any:
+    """A model compiled by OpenVINO for the CPU, for the latency of one caller.
+
+    Args:
+        model: serialised ONNX model.
+        threads: of inference.
+        precision: "f32" or "bf16".
+        pinned: whether its threads are bound to cores.
+        shapes: of the inputs; left open where None.
+    """
+    import openvino
+
+    core = openvino.Core()
+    read = core.read_model(model=model, weights=b"")
+    if shapes is not None:
+        read.reshape(shapes)
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": pinned,
+    }
+    return core.compile_model(read, "CPU", settings)

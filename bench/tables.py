@@ -12,12 +12,17 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 BEGIN = "<!-- benchmarks: begin, written by `make bench` -->"
 END = "<!-- benchmarks: end -->"
+
+OURS = "xdistil-fast"
+# The group that is drawn as well as printed, and its plots; see bench/plots.py.
+SCALING = "scaling"
+PLOTS = ("speed-and-size", "scaling")
 
 Run = dict[str, Any]
 
@@ -35,9 +40,11 @@ def load(path: Path) -> Run:
     if not run.get("benchmarks"):
         raise ValueError(f"{path} holds no benchmarks")
     for entry in run["benchmarks"]:
-        if "ratios" not in entry.get("extra_info", {}):
+        info = entry.get("extra_info", {})
+        if "group" not in info or not {"ratios", "footprints"} & set(info):
             raise ValueError(
-                f"{path}: {entry.get('fullname')} holds no ratios; is it of this suite?"
+                f"{path}: {entry.get('fullname')} holds neither ratios nor footprints; is it of "
+                "this suite?"
             )
     return run
 
@@ -66,8 +73,18 @@ def _ratio(ratio: float) -> str:
     return f"{ratio:.0f}×" if ratio >= 20 else f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.1f}×"
 
 
-def _sizes(info: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in info["sizes"].items())
+def _what(info: dict[str, Any]) -> str:
+    sizes = ", ".join(f"{name} {size}" for name, size in info["sizes"].items())
+    return f"{info['task']}, {sizes}"
+
+
+def _shape(info: dict[str, Any]) -> str:
+    if info["length"] is not None:
+        shape = f"{info['batch']} x {info['length']}"
+    else:
+        texts = "text" if info["batch"] == 1 else "texts"
+        shape = f"{info['batch']} {texts}, {info['pieces']:,} pieces"
+    return shape
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:
@@ -75,55 +92,133 @@ def _table(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _ours(info: dict[str, Any]) -> float:
-    return float(info["sides"]["xdistil-fast"]["seconds"])
+def _duels(run: Run) -> list[dict[str, Any]]:
+    infos = [entry["extra_info"] for entry in run["benchmarks"]]
+    return [info for info in infos if "ratios" in info]
 
 
-def short_table(run: Run) -> str:
-    """One row a case: our time, and how many times longer each peer takes."""
+def _shown(ratio: float, aim: float | None) -> str:
+    # A near miss must not read as if it were none.
+    near_miss = aim is not None and ratio < aim <= round(ratio, 2)
+    return f"{ratio:.3f}×" if near_miss else _ratio(ratio)
+
+
+def short_table(infos: Sequence[dict[str, Any]]) -> str:
+    """One row for each case and precision: our time, and how many times longer each peer takes."""
     rows = []
-    for entry in run["benchmarks"]:
-        info = entry["extra_info"]
-        seconds = _ours(info)
-        peers = ", ".join(f"{peer} {_ratio(ratios[1])}" for peer, ratios in info["ratios"].items())
-        rows.append(
-            [
-                f"{info['task']}, {_sizes(info)}",
-                f"{info['batch']} x {info['length']}",
-                _seconds(seconds),
-                f"{info['batch'] * info['length'] / seconds:,.0f}",
-                peers,
-            ]
-        )
-    header = ["float32, CPU", "batch x length", "xdistil-fast", "tokens/s", "times as fast as"]
-    return _table(header, rows)
-
-
-def long_table(run: Run) -> str:
-    """One row for each case and peer, with quartiles and the aim."""
-    rows = []
-    for entry in run["benchmarks"]:
-        info = entry["extra_info"]
-        for peer, (low, median, high) in info["ratios"].items():
-            side = info["sides"][peer]
-            aim = info["aims"].get(peer)
-            # A near miss must not read as if it were none.
-            near_miss = aim is not None and median < aim <= round(median, 2)
-            shown = f"{median:.3f}×" if near_miss else _ratio(median)
+    for info in infos:
+        for precision, ratios in info["ratios"].items():
+            seconds = info["sides"][f"{OURS} {precision}"]["seconds"]
+            aims = info["aims"].get(precision, {})
+            peers = (f"{peer} {_shown(q[1], aims.get(peer))}" for peer, q in ratios.items())
             rows.append(
                 [
-                    f"{info['task']}, {_sizes(info)}",
-                    f"{info['batch']} x {info['length']}",
-                    _seconds(_ours(info)),
-                    f"{peer} ({side['setting']})" if side["setting"] else peer,
-                    _seconds(side["seconds"]),
-                    f"**{shown}**",
-                    f"{_ratio(low)} to {_ratio(high)}",
-                    "" if aim is None else f"{_ratio(aim)}: {'met' if median >= aim else 'missed'}",
+                    _what(info),
+                    _shape(info),
+                    precision,
+                    _seconds(seconds),
+                    f"{info['pieces'] / seconds:,.0f}",
+                    ", ".join(peers),
                 ]
             )
-    header = ["what", "batch x length", "ours", "peer", "its time", "ratio", "quartiles", "aim"]
+    header = [
+        "on the CPU", "batch x length", "precision", OURS, "tokens/s", "times as fast as",
+    ]  # fmt: skip
     return _table(header, rows)
+
+
+def long_table(infos: Sequence[dict[str, Any]]) -> str:
+    """One row for each case, precision and peer, with quartiles and the aim."""
+    rows = []
+    for info in infos:
+        for precision, ratios in info["ratios"].items():
+            ours = info["sides"][f"{OURS} {precision}"]
+            for peer, (low, median, high) in ratios.items():
+                side = info["sides"][peer]
+                aim = info["aims"].get(precision, {}).get(peer)
+                met = "met" if aim is not None and median >= aim else "missed"
+                rows.append(
+                    [
+                        _what(info),
+                        _shape(info),
+                        precision,
+                        _seconds(ours["seconds"]),
+                        _p99(ours),
+                        f"{peer} ({side['setting']})" if side["setting"] else peer,
+                        _seconds(side["seconds"]),
+                        _p99(side),
+                        f"**{_shown(median, aim)}**",
+                        f"{_ratio(low)} to {_ratio(high)}",
+                        "" if aim is None else f"{_ratio(aim)}: {met}",
+                    ]
+                )
+    header = [
+        "what", "batch x length", "precision", "ours", "p99", "peer", "its time", "p99", "ratio",
+        "quartiles", "aim",
+    ]  # fmt: skip
+    return _table(header, rows)
+
+
+def _p99(side: dict[str, Any]) -> str:
+    return "" if side["p99"] is None else _seconds(side["p99"])
+
+
+def _megabytes(value: int | None) -> str:
+    return "" if value is None else f"{value / 1e6:.1f} MB"
+
+
+def footprint_table(infos: Sequence[dict[str, Any]]) -> str:
+    """What each model costs before its first answer."""
+    rows = [
+        [
+            row["model"],
+            _megabytes(row["disk_bytes"]),
+            _seconds(row["load_seconds"]),
+            _megabytes(row["loaded_bytes"]),
+            _megabytes(row["peak_bytes"]),
+        ]
+        for info in infos
+        for row in info["footprints"]
+    ]
+    header = ["model and runtime", "on disk", "loads in", "memory, loaded", "memory, tagging"]
+    return _table(header, rows)
+
+
+def _notes(infos: Sequence[dict[str, Any]]) -> list[str]:
+    """Notes of all sides, each once, and how often rounded arithmetic gives float32's result."""
+    lines = dict.fromkeys(
+        f"- {side}: {note}." for info in infos for side, note in info.get("notes", {}).items()
+    )
+    agreement: dict[str, list[float]] = {}
+    for info in infos:
+        for side, share in info.get("agreement", {}).items():
+            agreement.setdefault(side, []).append(share)
+    for side, shares in agreement.items():
+        low, high = f"{min(shares):.1%}", f"{max(shares):.1%}"
+        spread = low if low == high else f"{low} to {high}"
+        lines[
+            f"- {side}: the same result as {OURS} in float32 for {spread} of pieces or texts."
+        ] = None
+    return list(lines)
+
+
+def sections(run: Run) -> str:
+    """All tables of a run, one for each group."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for entry in run["benchmarks"]:
+        groups.setdefault(entry["extra_info"]["group"], []).append(entry["extra_info"])
+    parts = []
+    for group, infos in groups.items():
+        parts.append(f"## {group[0].upper()}{group[1:]}")
+        if "footprints" in infos[0]:
+            parts.append(footprint_table(infos))
+        elif group == SCALING:
+            parts += [short_table(infos), *(f"![{name}](img/{name}.svg)" for name in PLOTS)]
+        else:
+            parts.append(long_table(infos))
+        if notes := _notes(infos):
+            parts.append("\n".join(notes))
+    return "\n\n".join(parts)
 
 
 def machine_line(run: Run) -> str:
@@ -141,7 +236,7 @@ def machine_line(run: Run) -> str:
 
 def page(run: Run, name: str) -> str:
     """The whole of docs/BENCHMARKS.md."""
-    turns = sorted({entry["extra_info"]["turns"] for entry in run["benchmarks"]})
+    turns = sorted({info["turns"] for info in _duels(run)})
     return f"""# Benchmarks
 
 Written by `make bench` from [{name}](../bench/results/{name}); do not edit.
@@ -152,10 +247,11 @@ Load average of the machine when the run ended: {run["machine_info"]["load_avera
 All sides get the same inputs, weights and number of threads, and their outputs are compared
 before anything is timed. They then take turns ({", ".join(map(str, turns))} of them), a block of
 calls each; a ratio is the peer's time over ours within a turn, given as the median over the turns
-with its quartiles. Above 1 we are faster. A peer with several settings is shown with its fastest.
+with its quartiles. Above 1 we are faster. A peer with several settings is shown with its fastest;
+padding and sorting its batches is not in its time. p99 is over all calls, where there were 100.
 What is measured and how: [bench/](../bench).
 
-{long_table(run)}
+{sections(run)}
 """
 
 
@@ -169,8 +265,9 @@ def with_table(readme: str, run: Run) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"README.md lacks the lines {BEGIN!r} and {END!r}")
+    headlines = [info for info in _duels(run) if info["headline"]]
     more = "Quartiles, peers' times and settings: [docs/BENCHMARKS.md](docs/BENCHMARKS.md)."
-    return f"{before}{BEGIN}\n{short_table(run)}\n\n{machine_line(run)} {more}\n{END}{after}"
+    return f"{before}{BEGIN}\n{short_table(headlines)}\n\n{machine_line(run)} {more}\n{END}{after}"
 
 
 def _write(path: Path, text: str) -> None:
@@ -200,7 +297,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.run is not None:
         run = load(args.run)
         if args.show:
-            print(long_table(run))
+            print(sections(run))
             return 0
         if not args.check:
             results.mkdir(parents=True, exist_ok=True)
@@ -211,7 +308,7 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     run = load(path)
     if args.show:
-        print(long_table(run))
+        print(sections(run))
         return 0
     readme = args.root / "README.md"
     targets = {
@@ -230,7 +327,7 @@ def _run(args: argparse.Namespace) -> int:
     for target, text in targets.items():
         target.parent.mkdir(exist_ok=True)
         _write(target, text)
-    print(long_table(run))
+    print(sections(run))
     return 0
 
 

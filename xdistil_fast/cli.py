@@ -21,6 +21,7 @@ _INFERENCE = {
     "tag": "xdistil_fast.commands.tag",
     "eval": "xdistil_fast.commands.eval",
     "quantize": "xdistil_fast.commands.quantize",
+    "bench": "xdistil_fast.commands.bench",
     "doctor": "xdistil_fast.commands.doctor",
 }
 # With the line that `xdistil --help` shows of a module it does not import.

@@ -63,6 +63,7 @@ assert main(["tag", "--model", folder, "--text", "Ada"]) == 0
 assert main(["tag", "--model", folder, data, "-o", out]) == 0
 assert main(["eval", folder, "--data", data]) == 0
 assert main(["doctor", folder]) == 0
+assert main(["bench", folder, "--texts", "2", "--seconds", "0.001"]) == 0
 assert not {"torch", "transformers"} & set(sys.modules)
 """
     result = python(code, str(folder), str(tmp_path / "in.conll"), str(tmp_path / "out"))
@@ -119,9 +120,9 @@ def test_version_and_help(run: Any) -> None:
     assert run("--version") == (0, f"xdistil-fast {xdistil_fast.__version__}\n", "")
     status, out, _ = run("--help")
     assert status == 0
-    for name in ("tag", "eval", "doctor", "teacher", "distill", "report"):
+    for name in ("tag", "eval", "bench", "doctor", "teacher", "distill", "report"):
         assert f"\n    {name} " in out
-    for name in ("tag", "eval", "doctor"):
+    for name in ("tag", "eval", "bench", "doctor"):
         assert run(name, "--help")[0] == 0
 
 
@@ -131,7 +132,7 @@ def test_version_and_help(run: Any) -> None:
         ([], "the following arguments are required: COMMAND"),
         (["tga"], "unknown command 'tga'; did you mean tag?"),
         (["distil", "--teacher", "x"], "unknown command 'distil'; did you mean distill?"),
-        (["xyzzy"], "unknown command 'xyzzy'; there are tag, eval, quantize, "),
+        (["xyzzy"], "unknown command 'xyzzy'; there are tag, eval, quantize, bench"),
         (["tag", "--modle", "x"], "unknown option --modle; did you mean --model?"),
         (["tag", "--modle=x"], "unknown option --modle; did you mean --model?"),
         (["tag", "--tex", "x"], "unknown option --tex; did you mean --text?"),

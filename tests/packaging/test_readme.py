@@ -18,6 +18,7 @@ PAGES = ["README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in ROOT.glo
 _COMMANDS = {
     "tag": "xdistil_fast.commands.tag",
     "eval": "xdistil_fast.commands.eval",
+    "bench": "xdistil_fast.commands.bench",
     "doctor": "xdistil_fast.commands.doctor",
     "teacher": "xdistil_fast.train.commands.teacher",
     "distill": "xdistil_fast.train.commands.distill",
@@ -65,7 +66,7 @@ def test_commands_parse() -> None:
             words = words[: words.index("<")] if "<" in words else words
             parser.parse_args(words[1:])
             seen.add(words[1])
-    assert seen == {"tag", "doctor", "teacher", "distill", "eval"}
+    assert seen == {"tag", "bench", "doctor", "teacher", "distill", "eval"}
 
 
 def test_make_targets_and_extras_exist() -> None:

@@ -33,23 +33,74 @@ def _run(when: str, seconds: float) -> dict[str, Any]:
             {
                 "fullname": "bench/bench_kernels.py::bench_bilstm_forward",
                 "extra_info": {
+                    "group": "kernels",
                     "task": "BiLSTM forward",
                     "batch": 32,
                     "length": 128,
+                    "pieces": 32 * 128,
                     "sizes": {"E": 100, "H": 200},
+                    "threads": 2,
                     "turns": 3,
                     "sides": {
-                        "xdistil-fast": {"setting": "", "seconds": seconds},
-                        "torch.nn.LSTM": {"setting": "", "seconds": 0.04},
-                        "ONNX Runtime": {"setting": "spinning", "seconds": 0.03},
+                        "xdistil-fast float32": {"setting": "", "seconds": seconds, "p99": 0.5},
+                        "xdistil-fast int8": {"setting": "", "seconds": 0.01, "p99": None},
+                        "torch.nn.LSTM": {"setting": "", "seconds": 0.04, "p99": None},
+                        "ONNX Runtime": {"setting": "spinning", "seconds": 0.03, "p99": None},
                     },
                     "ratios": {
-                        "torch.nn.LSTM": [1.9, 2.0, 2.1],
-                        "ONNX Runtime": [0.7, 0.8, 0.9],
+                        "float32": {
+                            "torch.nn.LSTM": [1.9, 2.0, 2.1],
+                            "ONNX Runtime": [0.7, 0.8, 0.9],
+                        },
+                        "int8": {
+                            "torch.nn.LSTM": [3.9, 3.999, 4.1],
+                            "ONNX Runtime": [2.7, 2.8, 2.9],
+                        },
                     },
-                    "aims": {"torch.nn.LSTM": 1.0, "ONNX Runtime": 1.0},
+                    "aims": {
+                        "float32": {"torch.nn.LSTM": 1.0, "ONNX Runtime": 1.0},
+                        "int8": {"torch.nn.LSTM": 4.0},
+                    },
+                    "notes": {"ONNX Runtime": "a note on it"},
+                    "agreement": {"xdistil-fast int8": 0.987},
+                    "headline": True,
                 },
-            }
+            },
+            {
+                "fullname": "bench/bench_students.py::bench_scaling",
+                "extra_info": {
+                    "group": "scaling",
+                    "task": "student",
+                    "batch": 2,
+                    "length": None,
+                    "pieces": 50,
+                    "sizes": {"H": 8},
+                    "threads": 2,
+                    "turns": 3,
+                    "sides": {
+                        "xdistil-fast float32": {"setting": "", "seconds": 0.001, "p99": None},
+                        "torch": {"setting": "", "seconds": 0.002, "p99": None},
+                    },
+                    "ratios": {"float32": {"torch": [2.0, 2.0, 2.0]}},
+                    "aims": {},
+                    "headline": False,
+                },
+            },
+            {
+                "fullname": "bench/bench_footprint.py::bench_footprint",
+                "extra_info": {
+                    "group": "size, memory, load time",
+                    "footprints": [
+                        {
+                            "model": "xdistil-fast float32",
+                            "disk_bytes": 4_800_000,
+                            "load_seconds": 0.25,
+                            "loaded_bytes": 43_400_000,
+                            "peak_bytes": None,
+                        }
+                    ],
+                },
+            },
         ],
     }
 
@@ -88,6 +139,15 @@ def test_a_run_is_filed_and_shown(tree: Path) -> None:
     page = (tree / "docs" / "BENCHMARKS.md").read_text(encoding="utf-8")
     assert "1.00×: met" in page
     assert "1.00×: missed" in page
+    assert "| student, H 8 | 2 texts, 50 pieces | float32 | 1 ms | 50,000 | torch 2.00× |" in page
+    assert "student, H 8" not in readme
+    assert "![scaling](img/scaling.svg)" in page
+    assert "**3.999×** | 3.90× to 4.10× | 4.00×: missed" in page
+    assert "| int8 | 10 ms |  | ONNX Runtime (spinning) | 30 ms |  | **2.80×** |" in page
+    assert "| float32 | 20 ms | 500 ms | torch.nn.LSTM |" in page
+    assert "- ONNX Runtime: a note on it." in page
+    assert "xdistil-fast int8: the same result as xdistil-fast in float32 for 98.7% of" in page
+    assert "| xdistil-fast float32 | 4.8 MB | 250 ms | 43.4 MB |  |" in page
     assert f"(../bench/results/{name})" in page
     assert _tables(tree, "--check").returncode == 0
 
@@ -135,3 +195,18 @@ def test_published_tables_are_those_of_the_newest_run() -> None:
         [sys.executable, str(TABLES), "--check"], capture_output=True, text=True, timeout=60
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_published_plots_are_of_the_newest_run() -> None:
+    results = ROOT / "bench" / "results"
+    runs = {path: json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")}
+    newest = max(runs, key=lambda path: str(runs[path]["datetime"]), default=None)
+    if newest is None:
+        pytest.skip("no benchmark run is recorded")
+    groups = {entry["extra_info"]["group"] for entry in runs[newest]["benchmarks"]}
+    if "scaling" not in groups:
+        pytest.skip("the recorded benchmark run has no scaling cases, of which the plots are")
+    plots = list((ROOT / "docs" / "img").glob("*.svg"))
+    assert {path.stem for path in plots} >= {"scaling", "speed-and-size"}
+    for plot in plots:
+        assert f"<dc:title>{newest.name}</dc:title>" in plot.read_text(encoding="utf-8")
