@@ -140,6 +140,8 @@ class Run : public PhasedRun<Run<T>> {
     args.h_next = h[step_ & 1];
     args.h_stride = h_row_;
     args.input = gate_rows_ + offset_;
+    // Rows that end with this step have none of the next; what is fetched then does no harm.
+    args.next_input = step_ + 1 < chunk_end_ ? args.input + rows_ : args.input;
     args.gates = gate_rows_ + offset_;
     args.c = c_rows_;
     args.c_prev = call_->reserve == nullptr ? 0 : (group_.reverse ? reserve_row_ : -reserve_row_);

@@ -120,7 +120,6 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
     if constexpr (kInt8) {
       LstmInt8StepArgs args;
       args.recurrent = model.int8_recurrent_[d].view();
-      args.next_input = next_input_;
       fill(args, begin * lanes, std::min(end * lanes, H_));
       model.inference_.lstm_step_int8(args);
     } else {
@@ -147,6 +146,7 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
     args.h_next = h_[step_ & 1];
     args.h_stride = static_cast<ptrdiff_t>(hidden_row(H_));
     args.input = input_;
+    args.next_input = next_input_;
     args.c = c_rows_;
     args.out = out_rows_;
     args.unit_begin = unit_begin;

@@ -69,15 +69,16 @@ XDF_INLINE int32_t quad_at(const uint8_t* p) {
   return quad;
 }
 
-// acc[r][gate] += the products of one chunk of k; weights at [gate][quad][lanes][4].
+// acc[r][gate] += the products of the first kQuads quads of a chunk of k; weights at
+// [gate][quad][lanes][4].
 #if defined(XDF_ISA_avx512) && defined(__AVX512VNNI__)
 
 constexpr int kInt8TileRows = 4;
-template <int MR>
+template <int kQuads, int MR>
 XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
                            Int32s (&acc)[MR][4]) {
   XDF_UNROLL
-  for (int quad = 0; quad < 4; ++quad) {
+  for (int quad = 0; quad < kQuads; ++quad) {
     __m512i w[4];
     XDF_UNROLL
     for (int gate = 0; gate < 4; ++gate)
@@ -95,7 +96,7 @@ XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int
 #elif defined(XDF_ISA_avx512)
 
 constexpr int kInt8TileRows = 2;
-template <int MR>
+template <int kQuads, int MR>
 XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
                            Int32s (&acc)[MR][4]) {
   const __m512i ones = _mm512_set1_epi16(1);
@@ -103,16 +104,17 @@ XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int
   for (int r = 0; r < MR; ++r) {
     __m512i u[4];
     XDF_UNROLL
-    for (int quad = 0; quad < 4; ++quad) u[quad] = _mm512_set1_epi32(quad_at(h[r] + k + 4 * quad));
+    for (int quad = 0; quad < kQuads; ++quad)
+      u[quad] = _mm512_set1_epi32(quad_at(h[r] + k + 4 * quad));
     XDF_UNROLL
     for (int gate = 0; gate < 4; ++gate) {
       const int8_t* w = weights + gate * 256;
-      const __m512i a = _mm512_add_epi16(_mm512_maddubs_epi16(u[0], _mm512_loadu_si512(w)),
-                                         _mm512_maddubs_epi16(u[1], _mm512_loadu_si512(w + 64)));
-      const __m512i b = _mm512_add_epi16(_mm512_maddubs_epi16(u[2], _mm512_loadu_si512(w + 128)),
-                                         _mm512_maddubs_epi16(u[3], _mm512_loadu_si512(w + 192)));
-      const __m512i sums = _mm512_madd_epi16(_mm512_add_epi16(a, b), ones);
-      acc[r][gate].v = _mm512_add_epi32(acc[r][gate].v, sums);
+      __m512i sums = _mm512_maddubs_epi16(u[0], _mm512_loadu_si512(w));
+      XDF_UNROLL
+      for (int quad = 1; quad < kQuads; ++quad)
+        sums = _mm512_add_epi16(sums,
+                                _mm512_maddubs_epi16(u[quad], _mm512_loadu_si512(w + 64 * quad)));
+      acc[r][gate].v = _mm512_add_epi32(acc[r][gate].v, _mm512_madd_epi16(sums, ones));
     }
   }
 }
@@ -120,7 +122,7 @@ XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int
 #elif defined(XDF_ISA_avx2)
 
 constexpr int kInt8TileRows = 2;
-template <int MR>
+template <int kQuads, int MR>
 XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
                            Int32s (&acc)[MR][4]) {
   const __m256i ones = _mm256_set1_epi16(1);
@@ -128,19 +130,19 @@ XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int
   for (int r = 0; r < MR; ++r) {
     __m256i u[4];
     XDF_UNROLL
-    for (int quad = 0; quad < 4; ++quad) u[quad] = _mm256_set1_epi32(quad_at(h[r] + k + 4 * quad));
+    for (int quad = 0; quad < kQuads; ++quad)
+      u[quad] = _mm256_set1_epi32(quad_at(h[r] + k + 4 * quad));
     XDF_UNROLL
     for (int gate = 0; gate < 4; ++gate) {
       const __m256i* w = reinterpret_cast<const __m256i*>(weights + gate * 128);
-      // One by one, and kept so: a tree of sums would need a register more than there is.
       __m256i sums = _mm256_maddubs_epi16(u[0], _mm256_load_si256(w));
-      sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(u[1], _mm256_load_si256(w + 1)));
-      XDF_KEEP_ORDER(sums);
-      sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(u[2], _mm256_load_si256(w + 2)));
-      XDF_KEEP_ORDER(sums);
-      sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(u[3], _mm256_load_si256(w + 3)));
-      sums = _mm256_madd_epi16(sums, ones);
-      acc[r][gate].v = _mm256_add_epi32(acc[r][gate].v, sums);
+      XDF_UNROLL
+      for (int quad = 1; quad < kQuads; ++quad) {
+        sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(u[quad], _mm256_load_si256(w + quad)));
+        // A tree of sums would need a register more than there is.
+        XDF_KEEP_ORDER(sums);
+      }
+      acc[r][gate].v = _mm256_add_epi32(acc[r][gate].v, _mm256_madd_epi16(sums, ones));
     }
   }
 }
@@ -148,12 +150,12 @@ XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int
 #else
 
 constexpr int kInt8TileRows = 1;
-template <int MR>
+template <int kQuads, int MR>
 XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
                            Int32s (&acc)[MR][4]) {
   for (int r = 0; r < MR; ++r)
     for (int gate = 0; gate < 4; ++gate)
-      for (int quad = 0; quad < 4; ++quad)
+      for (int quad = 0; quad < kQuads; ++quad)
         for (int lane = 0; lane < Int32s::lanes; ++lane)
           for (int byte = 0; byte < 4; ++byte)
             acc[r][gate].v[lane] += h[r][k + 4 * quad + byte] *
@@ -174,7 +176,7 @@ XDF_INLINE ptrdiff_t int8_block_size(int K) {
 // The sums of MR rows, the first at `x`, and one block of columns, to sums[r][4][lanes];
 // meanwhile `ahead` is fetched, that many bytes for each chunk of k.
 template <int MR>
-static void int8_tile(const uint8_t* x, ptrdiff_t x_stride, int chunks, const int8_t* weights,
+static void int8_tile(const uint8_t* x, ptrdiff_t x_stride, int K, const int8_t* weights,
                       const int32_t* start, Prefetch ahead, int32_t* sums) {
   constexpr int lanes = Vec<float>::lanes;
   Int32s acc[MR][4];
@@ -185,12 +187,14 @@ static void int8_tile(const uint8_t* x, ptrdiff_t x_stride, int chunks, const in
     XDF_UNROLL
     for (int v = 0; v < 4; ++v) acc[r][v] = Int32s::load(start + v * lanes);
   }
-  for (ptrdiff_t k = 0; k < chunks * ptrdiff_t{kInt8Chunk}; k += kInt8Chunk) {
+  ptrdiff_t k = 0;
+  for (; k + kInt8Chunk / 2 < K; k += kInt8Chunk) {
     XDF_PREFETCH(ahead.at);
     ahead.at += ahead.bytes_per_k;
-    int8_chunk(rows, k, weights, acc);
+    int8_chunk<4>(rows, k, weights, acc);
     weights += 4 * lanes * kInt8Chunk;
   }
+  if (k < K) int8_chunk<2>(rows, k, weights, acc);
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
     XDF_UNROLL
@@ -199,24 +203,23 @@ static void int8_tile(const uint8_t* x, ptrdiff_t x_stride, int chunks, const in
 }
 
 template <int MR>
-XDF_INLINE void int8_tile_of(int rows, const uint8_t* x, ptrdiff_t x_stride, int chunks,
+XDF_INLINE void int8_tile_of(int rows, const uint8_t* x, ptrdiff_t x_stride, int K,
                              const int8_t* weights, const int32_t* start, Prefetch ahead,
                              int32_t* sums) {
   if constexpr (MR > 1) {
-    if (rows < MR)
-      return int8_tile_of<MR - 1>(rows, x, x_stride, chunks, weights, start, ahead, sums);
+    if (rows < MR) return int8_tile_of<MR - 1>(rows, x, x_stride, K, weights, start, ahead, sums);
   }
-  int8_tile<MR>(x, x_stride, chunks, weights, start, ahead, sums);
+  int8_tile<MR>(x, x_stride, K, weights, start, ahead, sums);
 }
 
 // The same for any number of rows; `ahead` goes on from tile to tile.
-XDF_INLINE void int8_rows(const uint8_t* x, ptrdiff_t x_stride, int rows, int chunks,
+XDF_INLINE void int8_rows(const uint8_t* x, ptrdiff_t x_stride, int rows, int K,
                           const int8_t* weights, const int32_t* start, Prefetch ahead,
                           int32_t* sums) {
   for (int r = 0; r < rows; r += kInt8TileRows) {
-    int8_tile_of<kInt8TileRows>(rows - r, x + r * x_stride, x_stride, chunks, weights, start, ahead,
+    int8_tile_of<kInt8TileRows>(rows - r, x + r * x_stride, x_stride, K, weights, start, ahead,
                                 sums + r * 4 * Vec<float>::lanes);
-    ahead.at += static_cast<ptrdiff_t>(chunks) * ahead.bytes_per_k;
+    ahead.at += static_cast<ptrdiff_t>(int8_chunks(K)) * ahead.bytes_per_k;
   }
 }
 

@@ -10,12 +10,11 @@ static void linear_int8(const Int8LinearArgs& args) {
   constexpr int lanes = Vec<float>::lanes;
   constexpr int kRows = 16;
   int32_t sums[kRows * 4 * lanes];
-  const int chunks = int8_chunks(args.K);
   for (int m = 0; m < args.rows; m += kRows) {
     const int rows = args.rows - m < kRows ? args.rows - m : kRows;
     const int8_t* weights = args.weights.data;
     for (int n = 0; n < args.N; n += 4 * lanes, weights += int8_block_size(args.K)) {
-      int8_rows(args.x + m * args.x_stride, args.x_stride, rows, chunks, weights,
+      int8_rows(args.x + m * args.x_stride, args.x_stride, rows, args.K, weights,
                 args.weights.start + n, {reinterpret_cast<const char*>(weights), 0}, sums);
       for (int r = 0; r < rows; ++r) {
         float* out = args.out + static_cast<ptrdiff_t>(m + r) * args.N;

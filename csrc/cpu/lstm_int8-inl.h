@@ -95,7 +95,7 @@ static void lstm_step_int8(const LstmInt8StepArgs& step) {
       for (int u = unit; u < end && !args.first; u += lanes) {
         const int8_t* weights = args.recurrent.data + u / lanes * block_size;
         const ptrdiff_t fetched = static_cast<ptrdiff_t>(m / kInt8TileRows) * chunks * share;
-        int8_rows(args.h_prev + m * args.h_stride, args.h_stride, rows, chunks, weights,
+        int8_rows(args.h_prev + m * args.h_stride, args.h_stride, rows, H, weights,
                   args.recurrent.start + 4 * u,
                   {reinterpret_cast<const char*>(weights + block_size) + fetched, share}, to);
         to += rows * 4 * lanes;

@@ -110,15 +110,16 @@ struct LstmStepArgs {
   const T* h_prev;  // [H] of row r at h_prev + r * h_stride
   T* h_next;        // [round_up(H, lanes)] of row r at h_next + r * h_stride
   ptrdiff_t h_stride;
-  const In* const* input;  // [rows] to [4 * Hp], interleaved: W_ih x + b; may be `gates`
-  T* const* gates;         // [rows] to [4 * Hp], written: the activated gates, interleaved, if
-                           // keep_gates, else nothing of use
-  T* const* c;             // [rows] to [Hp], written
-  ptrdiff_t c_prev;        // c_{t-1} lies that many elements from c_t; 0: in place
-  T* const* out;           // [rows] to H elements, written
-  int unit_begin;          // a multiple of lanes
-  int unit_end;            // the same, or H
-  bool descending;         // order in which the units are taken; no result depends on it
+  const In* const* input;       // [rows] to [4 * Hp], interleaved: W_ih x + b; may be `gates`
+  const In* const* next_input;  // [rows] likewise at the next step, to be fetched ahead
+  T* const* gates;              // [rows] to [4 * Hp], written: the activated gates, interleaved, if
+                                // keep_gates, else nothing of use
+  T* const* c;                  // [rows] to [Hp], written
+  ptrdiff_t c_prev;             // c_{t-1} lies that many elements from c_t; 0: in place
+  T* const* out;                // [rows] to H elements, written
+  int unit_begin;               // a multiple of lanes
+  int unit_end;                 // the same, or H
+  bool descending;              // order in which the units are taken; no result depends on it
 };
 
 // The recurrence in integers. The hidden state, in (-1, 1), is kept as a byte round(63 h) + 64:
