@@ -112,6 +112,21 @@ def linear(weights: LinearWeights, x: _Floats, out: _Floats, threads: int = 0) -
 def linear_grad(
     x: _Floats, grad_out: _Floats, grad_weight: _Floats, grad_bias: _Floats, threads: int = 0
 ) -> None: ...
+def decode_words(
+    emissions: npt.NDArray[np.float32],
+    cu_seqlens: _Ints,
+    start: npt.NDArray[np.float32],
+    end: npt.NDArray[np.float32],
+    transitions: npt.NDArray[np.float32],
+    first: npt.NDArray[np.int64],
+    cu_words: _Ints,
+    begins: _Ints,
+    outside: int,
+    marginals: bool,
+    tags: _Ints,
+    probabilities: npt.NDArray[np.float32] | None = None,
+    threads: int = 0,
+) -> None: ...
 def softmax(logits: _Floats, out: _Floats, threads: int = 0) -> None: ...
 def embedding_gather(table: _Floats, ids: _Ints, out: _Floats, threads: int = 0) -> None: ...
 def embedding_grad(

@@ -113,6 +113,7 @@ class Student:
             transitions = transitions + tensors["crf.transitions"]
             end = end + tensors["crf.end_transitions"]
         self._moves = (start, end, transitions)
+        self._outside = config.labels.index(OUTSIDE)
         types = [split_label(label)[1] for label in config.labels]
         self._begins = np.array(
             [config.labels.index(f"B-{name}" if name else OUTSIDE) for name in types], np.int32
@@ -161,76 +162,46 @@ class Student:
         """Bytes of the packed weights, without the input table."""
         return self._weights.nbytes
 
-    def decode(self, emissions: Floats, cu_seqlens: Ints) -> Ints:
-        """Best tag of every piece under IOB2 (and under the CRF, if the head is one).
-
-        Args:
-            emissions: float32 [total, C], from `logits`.
-            cu_seqlens: int32 [B + 1].
-
-        Returns:
-            int32 [total]; each sequence is valid IOB2.
-        """
-        tags = np.empty(len(emissions), np.int32)
-        scores = np.empty(len(cu_seqlens) - 1, np.float32)
-        _core.crf_viterbi(emissions, cu_seqlens, *self._moves, tags, scores, self.threads)
-        return tags
-
     def decode_words(
         self,
         emissions: Floats,
         cu_pieces: Ints,
         first: NDArray[np.int64],
         cu_words: Ints,
-    ) -> Ints:
-        """One tag a word, that of its first piece.
+        *,
+        probabilities: bool = False,
+    ) -> tuple[Ints, Floats]:
+        """One tag a word, that of its first piece on the best path through all pieces.
 
-        Dropping the other pieces can leave an `I-X` after a word of another kind; it becomes
-        `B-X`, so that each text's tags are valid IOB2 again.
+        The path is valid IOB2 (and the CRF's, if the head is one). Dropping the other pieces can
+        leave an `I-X` after a word of another kind; it becomes `B-X`, so that each text's tags are
+        valid IOB2 again.
 
         Args:
-            emissions: float32 [total, C].
+            emissions: float32 [total, C], from `logits`.
             cu_pieces: int32 [B + 1], where texts begin among the pieces.
             first: int64 [W], first piece of each word.
             cu_words: int32 [B + 1], where texts begin among the words.
+            probabilities: also say how probable the model holds the tags.
 
         Returns:
-            int32 [W].
+            int32 [W] tags, and float32 [W] probabilities, 0 to 1: the softmax at the first piece,
+            or the CRF's marginal there (everything else summed out); 0 for words that are `O`,
+            which nobody is told the score of. Empty unless asked for.
         """
-        tags = self.decode(emissions, cu_pieces)[first]
-        begins = self._begins[tags]  # B-X for B-X and I-X, O for O: equal for equal types
-        before = np.full_like(begins, -1)
-        before[1:] = begins[:-1]
-        before[cu_words[:-1][np.diff(cu_words) > 0]] = -1
-        return np.where(before == begins, tags, begins)
-
-    def probabilities(
-        self,
-        emissions: Floats,
-        cu_pieces: Ints,
-        first: NDArray[np.int64],
-        tags: Ints,
-    ) -> Floats:
-        """How probable the model holds each word's tag.
-
-        Args:
-            emissions: float32 [total, C].
-            cu_pieces: int32 [B + 1].
-            first: int64 [W], first piece of each word.
-            tags: int32 [W].
-
-        Returns:
-            float32 [W], 0 to 1: the softmax at the first piece, or the CRF's marginal there
-            (everything else summed out).
-        """
-        if self._crf:
-            everything = np.empty_like(emissions)
-            _core.crf_marginals(emissions, cu_pieces, *self._moves, everything, self.threads)
-            rows = everything[first]
-        else:
-            rows = np.empty((len(first), emissions.shape[1]), np.float32)
-            _core.softmax(emissions[first], rows, self.threads)
-        # Rounding may carry a certain tag past 1.
-        chosen: Floats = rows[np.arange(len(first)), tags]
-        np.minimum(chosen, np.float32(1), out=chosen)
-        return chosen
+        tags = np.empty(len(first), np.int32)
+        shares = np.empty(len(first) if probabilities else 0, np.float32)
+        _core.decode_words(
+            emissions,
+            cu_pieces,
+            *self._moves,
+            first,
+            cu_words,
+            self._begins,
+            self._outside,
+            self._crf,
+            tags,
+            shares if probabilities else None,
+            self.threads,
+        )
+        return tags, shares

@@ -48,7 +48,7 @@ class Tagged:
     Attributes:
         encoded: pieces and words of the texts.
         tags: int32 [W], tag id of every word.
-        probabilities: float32 [W], of those tags; empty where nobody needs them.
+        probabilities: float32 [W], of those tags, 0 for `O`; empty where nobody needs them.
     """
 
     encoded: Encoded
@@ -335,11 +335,10 @@ class Tagger:
             self._check_lengths(encoded, offset)
         student, cu_pieces, first = self._student, encoded.cu_pieces, encoded.first
         logits = self._logits(encoded, max_pieces)
-        tags = student.decode_words(logits, cu_pieces, first, encoded.cu_words)
-        chosen = np.empty(0, np.float32)
-        if probabilities:
-            chosen = student.probabilities(logits, cu_pieces, first, tags)
-        return Tagged(encoded, tags, chosen)
+        tags, shares = student.decode_words(
+            logits, cu_pieces, first, encoded.cu_words, probabilities=probabilities
+        )
+        return Tagged(encoded, tags, shares)
 
     def entities(self, texts: Sequence[str], tagged: Tagged) -> list[list[Entity]]:
         """Groups the tags of `tag_batch` into entities, one list a text."""

@@ -4,9 +4,11 @@
 #include <pybind11/pybind11.h>
 
 #include <limits>
+#include <optional>
 
 #include "bindings/arrays.h"
 #include "bindings/register.h"
+#include "cpu/words.h"
 
 namespace xdf {
 namespace {
@@ -156,6 +158,49 @@ void viterbi(const py::object& emissions, const py::object& cu_seqlens, const py
   });
 }
 
+void words(const py::object& emissions, const py::object& cu_seqlens, const py::object& start,
+           const py::object& end, const py::object& transitions, const py::object& first,
+           const py::object& cu_words, const py::object& begins, int outside, bool marginals,
+           const py::object& tags, const py::object& probabilities, int threads) {
+  checked_threads(threads);
+  const CrfInputs<float> in(emissions, cu_seqlens, start, end, transitions);
+  const In<int64_t> first_in(first, "first", {kAny});
+  const int64_t total = first_in.dim(0), C = in.num_tags();
+  const In<int32_t> cu(cu_words, "cu_words", {in.sequences() + 1});
+  XDF_CHECK(cu.data()[0] == 0 && cu.data()[in.sequences()] == total,
+            "cu_words: must start with 0 and end with the number of words, ", total);
+  for (int64_t b = 0; b < in.sequences(); ++b) {
+    XDF_CHECK(cu.data()[b] <= cu.data()[b + 1], "cu_words: descends at position ", b + 1);
+    for (int64_t w = cu.data()[b]; w < cu.data()[b + 1]; ++w)
+      XDF_CHECK(first_in.data()[w] >= in.cu_seqlens.data()[b] &&
+                    first_in.data()[w] < in.cu_seqlens.data()[b + 1],
+                "first: has ", first_in.data()[w], " at position ", w,
+                ", must be a piece of its text");
+  }
+  const In<int32_t> begins_in(begins, "begins", {C});
+  for (int64_t tag = 0; tag < C; ++tag)
+    XDF_CHECK(begins_in.data()[tag] >= 0 && begins_in.data()[tag] < C, "begins: has ",
+              begins_in.data()[tag], " at position ", tag, ", must be 0 to ", C - 1);
+  XDF_CHECK(outside >= 0 && outside < C, "outside: got ", outside, ", must be 0 to ", C - 1);
+  Out<int32_t> tags_out(tags, "tags", {total});
+  std::vector<Named> outputs{{tags_out.array, "tags"}};
+  std::optional<Out<float>> probabilities_out;
+  if (!probabilities.is_none()) {
+    probabilities_out.emplace(probabilities, "probabilities", std::vector<int64_t>{total});
+    outputs.push_back({probabilities_out->array, "probabilities"});
+  }
+  std::vector<Named> inputs = in.named();
+  inputs.push_back({first_in.array, "first"});
+  inputs.push_back({cu.array, "cu_words"});
+  inputs.push_back({begins_in.array, "begins"});
+  check_no_overlap(outputs, inputs);
+  int32_t* tags_data = tags_out.data();
+  float* probabilities_data = probabilities_out ? probabilities_out->data() : nullptr;
+  const py::gil_scoped_release release;
+  decode_words(in.batch(), {first_in.data(), cu.data()}, {begins_in.data(), outside}, marginals,
+               tags_data, probabilities_data, threads);
+}
+
 void softmax_rows(const py::object& logits, const py::object& out, int threads) {
   checked_threads(threads);
   dispatch_real(logits, "logits", [&](auto zero) {
@@ -185,6 +230,9 @@ void register_crf(py::module_& m) {
         "transitions"_a, "out"_a, "threads"_a = 0);
   m.def("crf_viterbi", &viterbi, "emissions"_a, "cu_seqlens"_a, "start"_a, "end"_a, "transitions"_a,
         "tags"_a, "scores"_a, "threads"_a = 0);
+  m.def("decode_words", &words, "emissions"_a, "cu_seqlens"_a, "start"_a, "end"_a, "transitions"_a,
+        "first"_a, "cu_words"_a, "begins"_a, "outside"_a, "marginals"_a, "tags"_a,
+        "probabilities"_a = py::none(), "threads"_a = 0);
   m.def("softmax", &softmax_rows, "logits"_a, "out"_a, "threads"_a = 0);
 }
 
