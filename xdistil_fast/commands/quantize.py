@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from xdistil_fast.train.corpora import load_label_map, read_labelled
 
 MAX_LOSS = 0.3
 _TITLE = "## Quantisation"
+_STORED = re.compile(r"The table is stored in \w+\.")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -160,7 +162,9 @@ def with_quantization(card: str, metrics: Mapping[str, Any]) -> str:
         f"Kernels: {metrics['isa']}. Float32 weights: `{metrics['source'][:16]}`.",
         "",
     ]
-    return card.partition(_TITLE)[0].rstrip("\n") + "\n\n" + "\n".join(lines)
+    before = _STORED.sub("The weights are stored in int8.", card.partition(_TITLE)[0])
+    before = before.replace("with the weights in this folder", "with the weights before int8")
+    return before.rstrip("\n") + "\n\n" + "\n".join(lines)
 
 
 def _has_card(folder: Path) -> bool:
