@@ -217,7 +217,7 @@ static void lstm_step(const LstmStepArgs<T, W, In>& args) {
     lstm_units_few_rows<1, 2>(args, begin, end);
   else if (args.rows == 2)
     lstm_units_few_rows<2, 1>(args, begin, end);
-  else if (args.rows == 3)
+  else if (args.rows == 3 && sizeof(W) == sizeof(T))  // else widening takes too many registers
     lstm_units_few_rows<3, 1>(args, begin, end);
   else if (4 * H * H * static_cast<ptrdiff_t>(sizeof(W)) > kL2Bytes)
     lstm_units<true>(args, begin, end);

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 
 from xdistil_fast import _core
 
-ISAS = ["generic", "avx2", "avx512"]
+ISAS = ["generic", "avx2", "avx512", "avx512vnni"]
 
 
 def python(code: str, xdf_isa: str | None) -> subprocess.CompletedProcess[str]:
@@ -157,7 +159,8 @@ def test_objects_export_only_their_table() -> None:
         # instructions that another machine does not have.
         assert {kind for kind, _ in symbols} <= {"R", "D"}, symbols
         # Double is the reference precision: one table of it is enough.
-        tables = ["table_double", "table_float"] if isa == "generic" else ["table_float"]
+        tables = ["table_double"] if isa == "generic" else []
+        tables += ["table_float", "table_inference"]
         assert names == [f"xdf::{isa}::{table}" for table in tables]
 
 
@@ -171,3 +174,51 @@ def test_objects_need_nothing_of_the_standard_library() -> None:
         ).stdout
         needed = [line.split(maxsplit=1)[1] for line in listing.splitlines() if line.strip()]
         assert not [name for name in needed if "std::" in name or "operator new" in name], isa
+
+
+# Sums of products by floats, in the functions that are made of them, and by bytes, anywhere.
+_FLOAT_PRODUCT = re.compile(r"vfmadd\w+ps\b")
+_BYTE_PRODUCT = re.compile(r"(vpmaddubsw|vpdpbusd)\b")
+_OF_FLOATS = re.compile(r"<\w*(gemm_tile|lstm_tile|lstm_few_rows)")
+_SPILL = re.compile(r"v?mov\w+\s+%[yz]mm\d+,.*\(%r[sb]p")
+_BACKWARD = re.compile(r"j\w+\s+([0-9a-f]+)")
+
+
+def product_loops(listing: str) -> Iterator[list[str]]:
+    """Innermost loops of a disassembly that do at least eight vector products."""
+    for function in re.split(r"\n(?=[0-9a-f]+ <)", listing):
+        product = _FLOAT_PRODUCT if _OF_FLOATS.search(function) else _BYTE_PRODUCT
+        found = re.findall(r"^\s+([0-9a-f]+):\s+(.+)$", function, re.MULTILINE)
+        places = {int(address, 16): index for index, (address, _) in enumerate(found)}
+        for index, (_, text) in enumerate(found):
+            jump = _BACKWARD.match(text)
+            begin = places.get(int(jump[1], 16), index + 1) if jump else index + 1
+            body = [text for _, text in found[begin : index + 1]]
+            nested = any(
+                places.get(int(inner[1], 16), -1) in range(begin, begin + at)
+                for at, text in enumerate(body[:-1])
+                if (inner := _BACKWARD.match(text))
+            )
+            # Code for rare cases stands behind the function's end and jumps back into it.
+            whole = not any(text.startswith(("ret", "jmp")) for text in body)
+            if whole and not nested and sum(bool(product.match(text)) for text in body) >= 8:
+                yield body
+
+
+@pytest.mark.parametrize("isa", [isa for isa in _core.isas_compiled() if isa.startswith("avx")])
+def test_product_loops_keep_their_sums_in_registers(isa: str) -> None:
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump is not installed")
+    path = object_files()[isa]
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    if "__asan" in listing:
+        pytest.skip("built with sanitizers, which need registers of their own")
+    loops = list(product_loops(listing))
+    assert len(loops) > 20
+    spilled = [body for body in loops if any(_SPILL.match(text) for text in body)]
+    assert not spilled, "\n".join(spilled[0])
