@@ -5,18 +5,20 @@
 #   make format   apply the style               make bench   measure, write docs/BENCHMARKS.md
 #       BENCH_ARGS='--corpus FILE --turns 11' are options of the suite; with '-k forward' it
 #       measures a part and writes nothing
+#   make fuzz     mutated input, FUZZ_ARGS='tokenizer --seconds 600'
 #   make clean    builds and caches             make distclean    environments as well
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench asan isas clean distclean FORCE
+.PHONY: demo test lint format bench asan isas fuzz clean distclean FORCE
 
 PYTHON ?= python3
 VENV ?= .venv
 CXX ?= g++
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
 
 BIN := $(VENV)/bin
 ASAN_BIN := $(VENV)-asan/bin
@@ -72,6 +74,9 @@ isas: $(STAMPS)/core $(STAMPS)/test
 	  echo "XDF_ISA=$$isa"
 	  XDF_ISA=$$isa $(BIN)/pytest --hypothesis-profile=ci tests/kernels $(PYTEST_ARGS)
 	done
+
+fuzz: $(STAMPS)/core $(STAMPS)/test
+	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ_ARGS)
 
 clean:
 	rm -rf build dist wheelhouse .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

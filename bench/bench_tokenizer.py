@@ -30,7 +30,7 @@ def bench_wordpiece(benchmark: BenchmarkFixture, turns: Turns, threads: int) -> 
     encoder = TextEncoder(tokenizer, threads)
 
     def encodings() -> list[Encoding]:
-        return tokenizer.encode_batch(texts, add_special_tokens=False)  # type: ignore[no-any-return]
+        return tokenizer.encode_batch(texts, add_special_tokens=False)
 
     def arrays() -> tuple[np.ndarray, np.ndarray]:
         found = encodings()

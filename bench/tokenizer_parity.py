@@ -14,11 +14,14 @@ import gzip
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers, pre_tokenizers
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from xdistil_fast.tokenization import Encoded
+from xdistil_fast.tokenization import TextEncoder
 from xdistil_fast.wordpiece import compile_wordpiece
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -61,32 +64,25 @@ def read(path: Path) -> Iterator[tuple[str, list[str] | None]]:
         yield " ".join(words), words
 
 
-def differences(ours: Encoded, theirs: list[Encoding]) -> list[int]:
-    """Indices of the texts that differ."""
-    found = []
-    first = set(ours.first.tolist())
-    for n, encoding in enumerate(theirs):
-        begin, end = int(ours.cu_pieces[n]), int(ours.cu_pieces[n + 1])
-        words = encoding.word_ids
-        same = (
-            ours.ids[begin:end].tolist() == encoding.ids
-            and ours.starts[begin:end].tolist() == [start for start, _ in encoding.offsets]
-            and ours.ends[begin:end].tolist() == [stop for _, stop in encoding.offsets]
-            and [begin + at in first for at in range(end - begin)]
-            == [at == 0 or word != words[at - 1] for at, word in enumerate(words)]
-            and ours.positions[ours.cu_words[n] : ours.cu_words[n + 1]].tolist()
-            == list(dict.fromkeys(words))
-        )
-        if not same:
-            found.append(n)
-    return found
+def first_difference(ours: TextEncoder, theirs: TextEncoder, items: list[Any]) -> Any:
+    """The first item of which the encoders make different things; None if there is none."""
+    is_split = bool(items) and not isinstance(items[0], str)
+    a, b = (e.encode_words(items) if is_split else e.encode_texts(items) for e in (ours, theirs))
+    if all(np.array_equal(getattr(a, field.name), getattr(b, field.name)) for field in fields(a)):
+        return None
+    if len(items) == 1:
+        return items[0]
+    middle = len(items) // 2
+    found = first_difference(ours, theirs, items[:middle])
+    return found if found is not None else first_difference(ours, theirs, items[middle:])
 
 
 def compare(tokenizer: Tokenizer, files: list[Path], threads: int) -> tuple[int, int, int]:
-    """Texts and pieces compared, texts that differ; the first of those are printed."""
-    wordpiece = compile_wordpiece(tokenizer)
-    if wordpiece is None:
+    """Texts and pieces compared, batches that differ; a text of each of those is printed."""
+    if compile_wordpiece(tokenizer) is None:
         raise SystemExit("this tokenizer is left to the library: there is nothing to compare")
+    ours = TextEncoder(tokenizer, threads)
+    theirs = TextEncoder(tokenizer, threads, compiled=False)
     texts = pieces = different = 0
     for path in files:
         rows = list(read(path))
@@ -94,17 +90,12 @@ def compare(tokenizer: Tokenizer, files: list[Path], threads: int) -> tuple[int,
             batch = rows[at : at + _BATCH]
             running = [text for text, _ in batch]
             split = [words for _, words in batch if words is not None]
-            for items, is_split in ((running, False), (split, True)):
-                run = wordpiece.encode_words if is_split else wordpiece.encode_texts
-                ours = Encoded(*run(items, threads))  # type: ignore[arg-type]
-                theirs = tokenizer.encode_batch(
-                    items, is_pretokenized=is_split, add_special_tokens=False
-                )
-                texts += len(items)
-                pieces += len(ours.ids)
-                for n in differences(ours, theirs):
-                    if different < 10:
-                        print(f"{path}: {items[n]!r}", file=sys.stderr)
+            texts += len(running) + len(split)
+            pieces += len(ours.encode_texts(running).ids) + len(ours.encode_words(split).ids)
+            for items in (running, split):
+                found = first_difference(ours, theirs, items)
+                if found is not None:
+                    print(f"{path}: {found!r}", file=sys.stderr)
                     different += 1
     return texts, pieces, different
 
@@ -125,7 +116,10 @@ def main() -> int:
     failed = False
     for path in args.tokenizer:
         texts, pieces, different = compare(load(path), files, args.threads)
-        print(f"{path}: {len(files)} files, {texts} texts, {pieces} pieces, {different} differ")
+        print(
+            f"{path}: {len(files)} files, {texts} texts, {pieces} pieces, "
+            f"{different} batches differ"
+        )
         failed |= different > 0
     return int(failed)
 

@@ -84,12 +84,13 @@ class TextEncoder:
         tokenizer: truncation and padding off, never changed after this.
         threads: 0 is every core the process may use, 1 keeps to the calling thread. Of others the
             `tokenizers` library, where it is used, only knows that they are not 1.
+        compiled: False leaves all to the library; for comparisons.
     """
 
-    def __init__(self, tokenizer: Tokenizer, threads: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer, threads: int = 0, *, compiled: bool = True) -> None:
         self._tokenizer = tokenizer
         self._threads = threads
-        self._wordpiece = compile_wordpiece(tokenizer)
+        self._wordpiece = compile_wordpiece(tokenizer) if compiled else None
         self._breaks = _punctuation_pieces(tokenizer)
 
     def encode_texts(self, texts: Sequence[str]) -> Encoded:

@@ -18,9 +18,12 @@
 namespace xdf {
 namespace XDF_ISA {
 
-// The hidden state of `lanes` units as bytes.
+// The hidden state of `lanes` units as bytes; NaN, which only weights beyond all measure make,
+// becomes the largest.
 XDF_INLINE void store_hidden(Vec<float> h, uint8_t* to) {
-  const Vec<float> scaled = h * Vec<float>::set1(static_cast<float>(kInt8HiddenLevels));
+  const Vec<float> largest = Vec<float>::set1(static_cast<float>(kInt8HiddenLevels));
+  const Vec<float> lowest = Vec<float>::set1(static_cast<float>(-kInt8HiddenLevels));
+  const Vec<float> scaled = Vec<float>::max(Vec<float>::min(h * largest, largest), lowest);
 #if defined(XDF_ISA_avx512)
   const __m512i levels =
       _mm512_add_epi32(_mm512_cvtps_epi32(scaled.v), _mm512_set1_epi32(kInt8HiddenZero));

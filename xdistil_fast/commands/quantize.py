@@ -27,6 +27,7 @@ from xdistil_fast.train.corpora import load_label_map, read_labelled
 
 MAX_LOSS = 0.3
 _TITLE = "## Quantisation"
+_SECTION = re.compile(rf"^{_TITLE}$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _STORED = re.compile(r"The table is stored in \w+\.")
 
 
@@ -162,9 +163,9 @@ def with_quantization(card: str, metrics: Mapping[str, Any]) -> str:
         f"Kernels: {metrics['isa']}. Float32 weights: `{metrics['source'][:16]}`.",
         "",
     ]
-    before = _STORED.sub("The weights are stored in int8.", card.partition(_TITLE)[0])
-    before = before.replace("with the weights in this folder", "with the weights before int8")
-    return before.rstrip("\n") + "\n\n" + "\n".join(lines)
+    kept = _STORED.sub("The weights are stored in int8.", _SECTION.sub("", card))
+    kept = kept.replace("with the weights in this folder", "with the weights before int8")
+    return kept.rstrip("\n") + "\n\n" + "\n".join(lines)
 
 
 def _has_card(folder: Path) -> bool:
