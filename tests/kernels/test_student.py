@@ -30,9 +30,11 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 # The sizes of groups, of blocks of units, of chunks of k and of blocks of columns, and beside them.
 HIDDEN = [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 70]
 LENGTHS = [[], [0], [1], [5], [0, 3, 0], [1, 1, 1, 1], [7, 2, 0, 31, 1, 4], [3] * 70 + [20, 19]]
-# Of one hidden state, in levels: the short tanh is good to 1.4e-4, its errors and those of float32
-# add up over a cell's i, g, f and o and over a few steps of c, and a level is 1 / 63.
-LEVEL_ERROR = 0.1
+# As test_lstm.py has it for shapes of all kinds; the tight bound is that float32 is its parts.
+FLOAT32_ERROR = 2e-6
+# Of one hidden state, in levels of 1 / 63. The short tanh is good to 1.4e-4, which is 0.009 levels;
+# i, f, g, o and c add up to a few of those at most.
+LEVEL_ERROR = 0.03
 
 Array = np.ndarray[Any, np.dtype[Any]]
 UsingIsa = Callable[[str], AbstractContextManager[None]]
@@ -178,7 +180,7 @@ def test_float32_is_its_parts(
         _core.linear(_core.LinearWeights(*problem.output), hidden, want)
     np.testing.assert_array_equal(got, want)
     exact = expected(problem, "float32")
-    assert error(got, exact) <= 2e-6 * max(1.0, float(np.abs(exact).max(initial=0.0)) * hidden_size)
+    assert error(got, exact) <= FLOAT32_ERROR * max(1.0, float(np.abs(exact).max(initial=0.0)))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -207,7 +209,7 @@ def test_bfloat16_is_near_the_oracle(
     with using_isa(isa):
         got = scores(problem, "bfloat16")
     # As float32: its weights and sums are rounded where the oracle's are, or not at all.
-    assert error(got, want) <= 2e-6 * max(1.0, float(np.abs(want).max(initial=0.0)) * hidden_size)
+    assert error(got, want) <= FLOAT32_ERROR * max(1.0, float(np.abs(want).max(initial=0.0)))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -257,19 +259,26 @@ def test_int8_output_layer_is_exact(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("precision", "usual", "largest", "other_tags"),
+    [("bfloat16", 0.05, 0.5, 0.0), ("int8", 0.5, 3.0, 0.02)],
+)
 def test_roundings_to_the_other_side_are_few(
-    using_isa: UsingIsa, isa: str, precision: str
+    using_isa: UsingIsa, isa: str, precision: str, usual: float, largest: float, other_tags: float
 ) -> None:
-    """No step is set right here: this is what users get. The yardstick is the precision's loss."""
+    """No step is set right here: this is what users get.
+
+    The yardstick is what the precision loses against float32. In bfloat16 only a few table rows can
+    be rounded to another side, in int8 a hidden state feeds others; still much stays the same.
+    """
     problem = make_problem([40, 30, 21, 3, 0, 1] * 5, 100, 50, seed=7)
     want = expected(problem, precision)
     loss = rms(want - expected(problem, "float32"))
     with using_isa(isa):
         got = scores(problem, precision)
-    assert rms(got - want) <= 0.5 * loss
-    assert error(got, want) <= 6 * loss
-    assert np.mean(got.argmax(1) != want.argmax(1)) <= 0.02
+    assert rms(got - want) <= usual * loss
+    assert error(got, want) <= largest * loss
+    assert np.mean(got.argmax(1) != want.argmax(1)) <= other_tags
 
 
 def test_instruction_sets_agree_in_int8(using_isa: UsingIsa) -> None:
