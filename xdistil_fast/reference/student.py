@@ -47,14 +47,16 @@ HIDDEN_LEVELS = 63
 
 def _to_float16(values: Array) -> Array:
     largest = float(np.finfo(np.float16).max)
-    return np.clip(values, -largest, largest).astype(np.float16).astype(np.float64)
+    rounded: Array = np.clip(values, -largest, largest).astype(np.float16).astype(np.float64)
+    return rounded
 
 
 def _to_bfloat16(values: npt.ArrayLike) -> Array:
     # To the upper 16 bits of a float32, halfway cases to the even one.
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     upper = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
-    return upper.view(np.float32).astype(np.float64)
+    rounded: Array = upper.view(np.float32).astype(np.float64)
+    return rounded
 
 
 def _matrix(weight: Any, precision: str) -> Array:
@@ -150,4 +152,5 @@ def student_scores(
     hidden = student_hidden(ids, cu_seqlens, embedding, bilstm, precision)
     if precision == "int8":
         hidden = np.rint(HIDDEN_LEVELS * hidden) / HIDDEN_LEVELS
-    return hidden @ _matrix(output[0], precision).T + np.asarray(output[1], np.float64)
+    scores: Array = hidden @ _matrix(output[0], precision).T + np.asarray(output[1], np.float64)
+    return scores
