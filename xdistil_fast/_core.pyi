@@ -97,6 +97,9 @@ def quantize_rows(
     scales: npt.NDArray[np.float32],
 ) -> None: ...
 
+# Whether bytes are such as `quantize_rows` makes: no kernel's sums overflow.
+def valid_int8_rows(weight: npt.NDArray[np.int8]) -> bool: ...
+
 class LinearWeights(metaclass=_pybind11_type):
     def __init__(self, weight: _Floats, bias: _Floats | None = None) -> None: ...
     @property

@@ -23,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from xdistil_fast import _core
 from xdistil_fast.labels import OUTSIDE
 from xdistil_fast.model_config import (
     CONFIG_FILE,
     CRF_TENSORS,
+    MULTIPLIED_AS_BYTES,
     QUANTIZED,
     ModelConfig,
     ModelError,
@@ -295,6 +297,7 @@ def save_folder(
     _check_header(found, config, "tensors")
     for name, value in checked.items():
         _check_finite(name, value, "tensors")
+    _check_int8(checked, config, "tensors")
     _check_crf(checked, config, "tensors")
     load_tokenizer(tokenizer_json, config.vocab_size)
     blobs = {
@@ -423,6 +426,23 @@ def _check_finite(name: str, value: NDArray[Any], where: str | os.PathLike[str])
         fail(where, f"tensor {name!r} holds {value[index]} at {place}; values must be {allowed}")
 
 
+def _check_int8(
+    tensors: Mapping[str, NDArray[Any]], config: ModelConfig, where: str | os.PathLike[str]
+) -> None:
+    """Bytes that no kernel may multiply, and scales that no quantisation makes."""
+    if config.precision != "int8":
+        return
+    for name in QUANTIZED:
+        if not (tensors[scales_name(name)] > 0).all():
+            fail(where, f"tensor {scales_name(name)!r} holds values that are not positive")
+        if name in MULTIPLIED_AS_BYTES and not _core.valid_int8_rows(tensors[name]):
+            fail(
+                where,
+                f"tensor {name!r} holds bytes whose sums could overflow; xdistil quantize makes "
+                "bytes whose sums cannot",
+            )
+
+
 def _check_crf(
     tensors: Mapping[str, NDArray[Any]], config: ModelConfig, where: str | os.PathLike[str]
 ) -> None:
@@ -457,5 +477,6 @@ def _read_tensors(path: Path, config: ModelConfig) -> Tensors:
         fail(path, f"is corrupt or truncated: {show(str(error))}")
     except OSError as error:
         fail(path, f"cannot be read ({error})")
+    _check_int8(tensors, config, path)
     _check_crf(tensors, config, path)
     return tensors

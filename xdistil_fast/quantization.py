@@ -38,7 +38,7 @@ def quantize_matrix(name: str, weight: Floats) -> tuple[Bytes, Floats]:
         _core.quantize_rows(weight, levels, scales)
         return levels, scales
     scales = np.abs(weight).max(axis=1) / np.float32(127)
-    scales[scales == 0] = 1
+    scales[scales < np.finfo(np.float32).tiny] = 1  # zeros, or as good as
     return np.rint(weight / scales[:, None]).astype(np.int8), scales
 
 

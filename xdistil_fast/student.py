@@ -137,8 +137,9 @@ class Student:
             ValueError: an id out of range, or `cu_seqlens` that do not fit.
         """
         out = np.empty((len(ids), len(self.config.labels)), np.float32)
-        if cu_seqlens.ndim != 1 or len(cu_seqlens) == 0 or int(cu_seqlens[-1]) != len(ids):
-            raise ValueError(f"cu_seqlens must end at the {len(ids)} pieces of ids")
+        bounds = cu_seqlens[[0, -1]].tolist() if cu_seqlens.ndim == 1 and len(cu_seqlens) else None
+        if bounds != [0, len(ids)]:
+            raise ValueError(f"cu_seqlens must be one row from 0 to the {len(ids)} pieces of ids")
         begin = 0
         while begin < len(cu_seqlens) - 1:
             base = int(cu_seqlens[begin])

@@ -146,6 +146,14 @@ void quantize(const py::object& weight, const py::object& out, const py::object&
   quantize_rows(in.data(), N, static_cast<int>(K), out_data, scales_data);
 }
 
+bool valid_rows(const py::object& weight) {
+  const In<int8_t> in(weight, "weight", {kAny, kAny});
+  XDF_CHECK(in.dim(1) <= 2 * kMaxSize, "weight: has ", in.dim(1), " columns, must be at most ",
+            2 * kMaxSize);
+  const py::gil_scoped_release release;
+  return valid_int8_rows(in.data(), in.dim(0), static_cast<int>(in.dim(1)));
+}
+
 }  // namespace
 
 void register_student(py::module_& m) {
@@ -171,6 +179,7 @@ void register_student(py::module_& m) {
           "precision"_a, "hidden_size"_a);
   m.def("student_scores", &scores, "weights"_a, "ids"_a, "cu_seqlens"_a, "out"_a, "threads"_a = 0);
   m.def("quantize_rows", &quantize, "weight"_a, "out"_a, "scales"_a);
+  m.def("valid_int8_rows", &valid_rows, "weight"_a);
 }
 
 }  // namespace xdf

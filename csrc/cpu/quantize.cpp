@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace xdf {
 namespace {
@@ -28,9 +29,10 @@ void quantize_rows(const float* w, int64_t N, int K, int8_t* to, float* scales) 
     double scale = 0;
     for (int k = 0; k < K; ++k) scale = std::max(scale, std::abs(static_cast<double>(w[k])) / 127);
     for_each_set(w, K, [&](double sum) { scale = std::max(scale, sum / kInt8SetLimit); });
+    // Zeros, or so near to them that no scale has the digits for them.
+    if (scale < std::numeric_limits<float>::min()) scale = 1;
     scales[n] = static_cast<float>(scale);
-    if (!(scales[n] > 0)) scales[n] = 1;  // zeros, or too small for a float
-    for (bool fits = false; !fits;) {     // rounding may carry a set a little over its limit
+    for (bool fits = false; !fits;) {  // rounding may carry a set a little over its limit
       for (int k = 0; k < K; ++k) {
         const float level = std::nearbyint(w[k] / scales[n]);
         to[k] = static_cast<int8_t>(std::max(-127.0f, std::min(127.0f, level)));

@@ -15,6 +15,7 @@ import pytest
 import xdistil_fast
 from xdistil_fast import Tagger, _core, cli
 from xdistil_fast.commands import doctor
+from xdistil_fast.model_config import PRECISIONS
 from xdistil_fast.model_io import file_digest
 from xdistil_fast.scoring import score
 
@@ -254,6 +255,26 @@ def test_self_test_sees_wrong_numbers(
     status, out, _ = run("doctor")
     assert status == 1
     assert "ok: NO" in out
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_self_test_sees_wrong_scores_of_one_precision(
+    run: Any, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    original = _core.student_scores
+
+    def wrong(weights: Any, *args: Any) -> None:
+        original(weights, *args)
+        if weights.precision == precision:
+            args[-1].flat[-1] += 0.5
+
+    monkeypatch.setattr(_core, "student_scores", wrong)
+    status, out, _ = run("doctor")
+    assert status == 1
+    assert "ok: NO" in out
+    errors = doctor.self_test()
+    assert errors.pop(f"student {precision}") == pytest.approx(0.5, abs=0.2)
+    assert max(errors.values()) < 0.2
 
 
 def test_self_test_sees_a_wrong_path(monkeypatch: pytest.MonkeyPatch) -> None:

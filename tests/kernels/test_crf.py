@@ -7,11 +7,11 @@ sequences without a path take the kernels' second way of computing: they are par
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,17 +30,8 @@ SCORES = ("emissions", "start", "end", "transitions")
 INF = float("inf")
 
 Array = np.ndarray[Any, np.dtype[Any]]
+UsingIsa = Callable[[str], AbstractContextManager[None]]
 Change = Callable[[Array], Any]
-
-
-@contextlib.contextmanager
-def using_isa(name: str) -> Iterator[None]:
-    before = _core.active_isa()
-    _core.set_isa(name)
-    try:
-        yield
-    finally:
-        _core.set_isa(before)
 
 
 @dataclass
@@ -244,6 +235,7 @@ def test_oracle_equals_the_sum_over_all_paths(
     seed=st.integers(0, 2**16),
 )
 def test_kernels_equal_the_oracle(
+    using_isa: UsingIsa,
     isa: str,
     lengths: list[int],
     num_tags: int,
@@ -258,7 +250,7 @@ def test_kernels_equal_the_oracle(
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("num_tags", [65, 130, 257])
-def test_many_tags(isa: str, num_tags: int) -> None:
+def test_many_tags(using_isa: UsingIsa, isa: str, num_tags: int) -> None:
     with using_isa(isa):
         check_against_oracle(make_problem([4, 1, 6], num_tags, seed=num_tags))
 
@@ -267,7 +259,9 @@ def test_many_tags(isa: str, num_tags: int) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("soft", [-30.0, -70.0, -100.0, -1e4, -INF])
 @pytest.mark.parametrize("length", [3, 64, 300])
-def test_soft_and_hard_constraints(isa: str, dtype: Any, soft: float, length: int) -> None:
+def test_soft_and_hard_constraints(
+    using_isa: UsingIsa, isa: str, dtype: Any, soft: float, length: int
+) -> None:
     """Moves ruled out by a large negative score, as many training codes do, or by -inf."""
     p = make_problem([length], 9, seed=length, dtype=dtype)
     for inside in range(2, 9, 2):  # O, B-1, I-1, B-2, ...: I after its own B or I only
@@ -284,7 +278,9 @@ def test_soft_and_hard_constraints(isa: str, dtype: Any, soft: float, length: in
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("length", [30, 31, 200])
 @pytest.mark.parametrize("step", [5.0, 40.0, 300.0])
-def test_a_path_that_starts_badly_and_ends_well(isa: str, length: int, step: float) -> None:
+def test_a_path_that_starts_badly_and_ends_well(
+    using_isa: UsingIsa, isa: str, length: int, step: float
+) -> None:
     """Two tags that cannot reach each other: the better one in the end looks lost half-way."""
     p = make_problem([length], 3, scale=0.5)
     half = length // 2
@@ -300,7 +296,7 @@ def test_a_path_that_starts_badly_and_ends_well(isa: str, length: int, step: flo
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_the_best_path_looks_lost_from_both_ends(isa: str) -> None:
+def test_the_best_path_looks_lost_from_both_ends(using_isa: UsingIsa, isa: str) -> None:
     """One path is bad at both ends, the other in the middle: seen from either end alone, the first
     has vanished before the second turns out to be worse.
     """
@@ -322,7 +318,7 @@ def test_the_best_path_looks_lost_from_both_ends(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("step", [10.0, 40.0, 80.0])
-def test_the_only_path_is_disliked(isa: str, step: float) -> None:
+def test_the_only_path_is_disliked(using_isa: UsingIsa, isa: str, step: float) -> None:
     """Beside it a tag that leads nowhere, preferred at first, and one out of reach, later."""
     p = make_problem([9], 3, scale=0.0)
     p.transitions[~np.eye(3, dtype=bool)] = -INF
@@ -338,7 +334,7 @@ def test_the_only_path_is_disliked(isa: str, step: float) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("price", [20.0, 60.0, 85.0, 90.0])
-def test_the_only_move_is_dear(isa: str, price: float) -> None:
+def test_the_only_move_is_dear(using_isa: UsingIsa, isa: str, price: float) -> None:
     p = make_problem([6], 3, scale=0.0)
     p.transitions[:] = -INF
     p.transitions[[0, 1, 2], [0, 1, 2]] = 0.0
@@ -355,7 +351,7 @@ def test_the_only_move_is_dear(isa: str, price: float) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("price", [50.0, 61.0, 75.0, 501.0, 1e4])
-def test_moves_too_dear_to_be_kept(isa: str, dtype: Any, price: float) -> None:
+def test_moves_too_dear_to_be_kept(using_isa: UsingIsa, isa: str, dtype: Any, price: float) -> None:
     """Changing the tag costs more than P holds next to its other moves, yet is what is best."""
     p = make_problem([10], 2, dtype=dtype, scale=0.0)
     p.transitions[~np.eye(2, dtype=bool)] = -price
@@ -368,7 +364,7 @@ def test_moves_too_dear_to_be_kept(isa: str, dtype: Any, price: float) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("num_tags", [5, 9, 20])
-def test_left_to_right(isa: str, num_tags: int) -> None:
+def test_left_to_right(using_isa: UsingIsa, isa: str, num_tags: int) -> None:
     """Each tag leads to itself or the next; the last, alone allowed in the end, is disliked."""
     p = make_problem([60], num_tags, scale=1.0)
     reach = np.subtract.outer(np.arange(num_tags), np.arange(num_tags))
@@ -383,7 +379,7 @@ def test_left_to_right(isa: str, num_tags: int) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_long_sequence(isa: str, dtype: Any) -> None:
+def test_long_sequence(using_isa: UsingIsa, isa: str, dtype: Any) -> None:
     p = make_problem([5000], 9, dtype=dtype)
     with using_isa(isa):
         check_against_oracle(p)
@@ -391,7 +387,7 @@ def test_long_sequence(isa: str, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_one_tag_is_certain(isa: str) -> None:
+def test_one_tag_is_certain(using_isa: UsingIsa, isa: str) -> None:
     p = make_problem([4, 1, 0, 30], 1, scale=100.0)
     with using_isa(isa):
         np.testing.assert_allclose(log_likelihood(p), 0.0, atol=1e-9)
@@ -401,7 +397,7 @@ def test_one_tag_is_certain(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("scale", [2.0, 300.0])
-def test_gradient_by_differences(isa: str, scale: float) -> None:
+def test_gradient_by_differences(using_isa: UsingIsa, isa: str, scale: float) -> None:
     p = make_problem([4, 0, 1, 3], 5, dtype=np.float64, scale=scale)
     with using_isa(isa):
         grads = gradients(p)
@@ -449,7 +445,7 @@ def hard_problem(
     [((64,) * 32, 9), ((30, 3, 17, 1), 2), ((9,) * 70, 17), ((40, 12), 33)],
 )
 def test_error_is_within_twice_that_of_pytorch_crf(
-    isa: str, lengths: tuple[int, ...], num_tags: int, scale: float
+    using_isa: UsingIsa, isa: str, lengths: tuple[int, ...], num_tags: int, scale: float
 ) -> None:
     p, want, torch_got = hard_problem(lengths, num_tags, scale)
     with using_isa(isa):
@@ -465,7 +461,7 @@ def test_error_is_within_twice_that_of_pytorch_crf(
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_no_sequences(isa: str, dtype: Any) -> None:
+def test_no_sequences(using_isa: UsingIsa, isa: str, dtype: Any) -> None:
     with using_isa(isa):
         for lengths in ([], [0], [0, 0, 0]):
             got = everything(make_problem(lengths, 9, dtype=dtype))
@@ -477,7 +473,7 @@ def test_no_sequences(isa: str, dtype: Any) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("where", ["start", "end", "transitions", "emissions"])
-def test_impossible_tags(isa: str, dtype: Any, where: str) -> None:
+def test_impossible_tags(using_isa: UsingIsa, isa: str, dtype: Any, where: str) -> None:
     """log p = -inf; the gradient stays observed minus expected, and finite."""
     p = make_problem([4, 5], 9, dtype=dtype)
     p.tags[:4] = [3, 1, 2, 0]
@@ -499,7 +495,7 @@ def test_impossible_tags(isa: str, dtype: Any, where: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("where", ["start", "end", "transitions", "emissions"])
-def test_no_possible_path(isa: str, dtype: Any, where: str) -> None:
+def test_no_possible_path(using_isa: UsingIsa, isa: str, dtype: Any, where: str) -> None:
     """log p = -inf, gradient and marginals 0: the sequence counts for nothing, others as ever."""
     p = make_problem([4, 5], 9, dtype=dtype)
     if where == "emissions":
@@ -519,7 +515,7 @@ def test_no_possible_path(isa: str, dtype: Any, where: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_grad_out_weighs_sequences(isa: str) -> None:
+def test_grad_out_weighs_sequences(using_isa: UsingIsa, isa: str) -> None:
     p = make_problem([4, 5, 3], 9)
     p.grad_out[:] = [0.0, 2.0, -1.0]
     with using_isa(isa):
@@ -538,7 +534,9 @@ def test_grad_out_weighs_sequences(isa: str) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("num_tags", [1, 8, 9, 33])
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_batch_equals_single(isa: str, dtype: Any, num_tags: int, lengths: list[int]) -> None:
+def test_batch_equals_single(
+    using_isa: UsingIsa, isa: str, dtype: Any, num_tags: int, lengths: list[int]
+) -> None:
     # The scale sends some of the sequences, not all, the second way.
     p = make_problem(lengths, num_tags, dtype=dtype, scale=12.0, forbidden=0.05)
     with using_isa(isa):
@@ -553,7 +551,9 @@ def test_batch_equals_single(isa: str, dtype: Any, num_tags: int, lengths: list[
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("lengths", [*LENGTHS, [100, 3, 0, 250] * 30])
-def test_threads_do_not_change_the_result(isa: str, dtype: Any, lengths: list[int]) -> None:
+def test_threads_do_not_change_the_result(
+    using_isa: UsingIsa, isa: str, dtype: Any, lengths: list[int]
+) -> None:
     p = make_problem(lengths, 33, dtype=dtype)
     with using_isa(isa):
         one = everything(p, threads=1)
@@ -583,7 +583,7 @@ def test_shared_between_python_threads() -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("num_tags", TAGS)
-def test_only_the_output_is_written(isa: str, num_tags: int) -> None:
+def test_only_the_output_is_written(using_isa: UsingIsa, isa: str, num_tags: int) -> None:
     p = make_problem([3, 0, 5, 1], num_tags)
     kept = [array.copy() for array in (*p.scores, p.tags, p.cu_seqlens, p.grad_out)]
     room = np.full(p.emissions.size + 64, 7.0, dtype=np.float32)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,7 @@ SIZES = [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 400]
 ROWS = [0, 1, 2, 3, 4, 5, 7, 95, 96, 97, 200]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@contextlib.contextmanager
-def using_isa(name: str) -> Iterator[None]:
-    before = _core.active_isa()
-    _core.set_isa(name)
-    try:
-        yield
-    finally:
-        _core.set_isa(before)
+UsingIsa = Callable[[str], AbstractContextManager[None]]
 
 
 def make_problem(
@@ -58,7 +49,14 @@ def run(x: Array, weight: Array, bias: Array | None, threads: int = 1) -> Array:
     seed=st.integers(0, 2**16),
 )
 def test_equals_numpy(
-    isa: str, rows: int, inputs: int, outputs: int, with_bias: bool, dtype: Any, seed: int
+    using_isa: UsingIsa,
+    isa: str,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    with_bias: bool,
+    dtype: Any,
+    seed: int,
 ) -> None:
     x, weight, bias = make_problem(rows, inputs, outputs, seed, dtype)
     given_bias = bias if with_bias else None
@@ -75,7 +73,7 @@ def test_equals_numpy(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_error_is_within_twice_that_of_torch(isa: str) -> None:
+def test_error_is_within_twice_that_of_torch(using_isa: UsingIsa, isa: str) -> None:
     torch = pytest.importorskip("torch", reason="the error bound is torch's own error")
     x, weight, bias = make_problem(300, 400, 9)
     exact = x.astype(np.float64) @ weight.astype(np.float64).T + bias
@@ -89,7 +87,9 @@ def test_error_is_within_twice_that_of_torch(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("outputs", [1, 9, 33, 100])
-def test_batch_and_threads_do_not_change_a_row(isa: str, dtype: Any, outputs: int) -> None:
+def test_batch_and_threads_do_not_change_a_row(
+    using_isa: UsingIsa, isa: str, dtype: Any, outputs: int
+) -> None:
     x, weight, bias = make_problem(200, 100, outputs, dtype=dtype)
     with using_isa(isa):
         batch = run(x, weight, bias)
@@ -101,7 +101,7 @@ def test_batch_and_threads_do_not_change_a_row(isa: str, dtype: Any, outputs: in
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_bad_number_stays_in_its_row(isa: str, bad: float) -> None:
+def test_a_bad_number_stays_in_its_row(using_isa: UsingIsa, isa: str, bad: float) -> None:
     x, weight, bias = make_problem(7, 33, 9)
     with using_isa(isa):
         clean = run(x, weight, bias)
@@ -120,7 +120,7 @@ def test_attributes() -> None:
     assert weights.dtype == np.float32
 
 
-def test_packed_weights_are_a_copy_and_keep_their_instruction_set() -> None:
+def test_packed_weights_are_a_copy_and_keep_their_instruction_set(using_isa: UsingIsa) -> None:
     x, weight, bias = make_problem(7, 33, 9)
     with using_isa("generic"):
         want = run(x, weight, bias)
@@ -220,7 +220,7 @@ def run_grad(x: Array, grad_out: Array, threads: int = 1) -> tuple[Array, Array]
     seed=st.integers(0, 2**16),
 )
 def test_gradient_equals_numpy(
-    isa: str, rows: int, inputs: int, outputs: int, dtype: Any, seed: int
+    using_isa: UsingIsa, isa: str, rows: int, inputs: int, outputs: int, dtype: Any, seed: int
 ) -> None:
     x, weight, _ = make_problem(rows, inputs, outputs, seed, dtype)
     grad_out = (x @ weight.T).astype(dtype)

@@ -6,12 +6,12 @@ the same numbers, and batch, order, threads and training against each other to t
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +28,7 @@ SIZES = [1, 7, 8, 9, 16, 17, 33, 100, 200]
 LENGTHS = [[], [0], [1], [5], [0, 3, 0], [1, 1, 1, 1], [7, 2, 0, 31, 1, 4], [3] * 70 + [90]]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@contextlib.contextmanager
-def using_isa(name: str) -> Iterator[None]:
-    before = _core.active_isa()
-    _core.set_isa(name)
-    try:
-        yield
-    finally:
-        _core.set_isa(before)
+UsingIsa = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass
@@ -171,7 +162,7 @@ def test_float64_equals_the_oracle(
     seed=st.integers(0, 2**16),
 )
 def test_float32_is_near_the_oracle(
-    isa: str, lengths: list[int], input_size: int, hidden_size: int, seed: int
+    using_isa: UsingIsa, isa: str, lengths: list[int], input_size: int, hidden_size: int, seed: int
 ) -> None:
     # Wide shapes, loose bound: catches lanes, tiles and tails gone wrong. The tight bound is below.
     problem = make_problem(lengths, input_size, hidden_size, seed)
@@ -197,7 +188,7 @@ def test_float32_is_near_the_oracle(
     ],
 )
 def test_error_is_within_twice_that_of_torch(
-    isa: str, lengths: list[int], input_size: int, hidden_size: int
+    using_isa: UsingIsa, isa: str, lengths: list[int], input_size: int, hidden_size: int
 ) -> None:
     problem = make_problem(lengths, input_size, hidden_size, seed=hidden_size)
     want, torch_got = expected(problem), by_torch(problem)
@@ -211,7 +202,7 @@ def test_error_is_within_twice_that_of_torch(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_saturated_gates(isa: str) -> None:
+def test_saturated_gates(using_isa: UsingIsa, isa: str) -> None:
     problem = make_problem([6, 2], 9, 17)
     problem.x *= 1e4
     with using_isa(isa):
@@ -224,7 +215,7 @@ def test_saturated_gates(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_bad_number_stays_in_its_sequence(isa: str, bad: float) -> None:
+def test_a_bad_number_stays_in_its_sequence(using_isa: UsingIsa, isa: str, bad: float) -> None:
     problem = make_problem([4, 5, 3], 9, 17)
     with using_isa(isa):
         clean = infer(problem)
@@ -239,7 +230,7 @@ def test_a_bad_number_stays_in_its_sequence(isa: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_no_sequences(isa: str) -> None:
+def test_no_sequences(using_isa: UsingIsa, isa: str) -> None:
     with using_isa(isa):
         for lengths in ([], [0, 0]):
             got = train(make_problem(lengths, 9, 17))
@@ -253,7 +244,9 @@ def test_no_sequences(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("hidden_size", [1, 8, 17, 100, 200])
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_batch_equals_single(isa: str, hidden_size: int, lengths: list[int]) -> None:
+def test_batch_equals_single(
+    using_isa: UsingIsa, isa: str, hidden_size: int, lengths: list[int]
+) -> None:
     problem = make_problem(lengths, 33, hidden_size)
     with using_isa(isa):
         batch = train(problem, threads=2)
@@ -273,7 +266,9 @@ def test_batch_equals_single(isa: str, hidden_size: int, lengths: list[int]) -> 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_threads_do_not_change_the_result(isa: str, dtype: Any, lengths: list[int]) -> None:
+def test_threads_do_not_change_the_result(
+    using_isa: UsingIsa, isa: str, dtype: Any, lengths: list[int]
+) -> None:
     problem = make_problem(lengths, 33, 100, dtype=dtype)
     with using_isa(isa):
         one = train(problem, threads=1)
@@ -285,7 +280,7 @@ def test_threads_do_not_change_the_result(isa: str, dtype: Any, lengths: list[in
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_empty_sequences_change_nothing(isa: str) -> None:
+def test_empty_sequences_change_nothing(using_isa: UsingIsa, isa: str) -> None:
     problem = make_problem([4, 5, 3], 9, 17)
     with using_isa(isa):
         without = train(problem)
@@ -296,7 +291,7 @@ def test_empty_sequences_change_nothing(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_gradients_are_written_without_grad_x_too(isa: str) -> None:
+def test_gradients_are_written_without_grad_x_too(using_isa: UsingIsa, isa: str) -> None:
     problem = make_problem([4, 5, 3], 9, 17)
     with using_isa(isa):
         want = train(problem)
@@ -313,7 +308,7 @@ def test_gradients_are_written_without_grad_x_too(isa: str) -> None:
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
-def test_packed_weights_keep_their_instruction_set() -> None:
+def test_packed_weights_keep_their_instruction_set(using_isa: UsingIsa) -> None:
     problem = make_problem([4, 5, 3], 9, 17)
     with using_isa("generic"):
         want = infer(problem)
@@ -336,7 +331,7 @@ def test_packed_weights_are_a_copy() -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("lengths", [[40], [30, 3], [70] * 9 + [5] * 30])
-def test_threads_that_share_a_run(isa: str, lengths: list[int]) -> None:
+def test_threads_that_share_a_run(using_isa: UsingIsa, isa: str, lengths: list[int]) -> None:
     """A model large enough that a step is cut into parts, and more threads than there are runs."""
     problem = make_problem(lengths, 24, 200)
     with using_isa(isa):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,7 @@ ISAS = _core.isas_available()
 INF = float("inf")
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@contextlib.contextmanager
-def using_isa(name: str) -> Iterator[None]:
-    before = _core.active_isa()
-    _core.set_isa(name)
-    try:
-        yield
-    finally:
-        _core.set_isa(before)
+UsingIsa = Callable[[str], AbstractContextManager[None]]
 
 
 def softmax(logits: Array, threads: int = 1) -> Array:
@@ -54,6 +45,7 @@ def expected(logits: Array) -> Array:
     seed=st.integers(0, 2**16),
 )
 def test_equals_numpy(
+    using_isa: UsingIsa,
     isa: str,
     rows: int,
     columns: int,
@@ -75,7 +67,7 @@ def test_equals_numpy(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_error_is_within_twice_that_of_torch(isa: str) -> None:
+def test_error_is_within_twice_that_of_torch(using_isa: UsingIsa, isa: str) -> None:
     torch = pytest.importorskip("torch", reason="the error bound is that of torch.softmax")
     logits = (4.0 * np.random.default_rng(0).standard_normal((4000, 9))).astype(np.float32)
     want = expected(logits)
@@ -89,7 +81,9 @@ def test_error_is_within_twice_that_of_torch(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("columns", [1, 8, 9, 17])
 @pytest.mark.parametrize("bad", [np.nan, INF, "all -inf"])
-def test_undefined_rows_are_nan(isa: str, columns: int, bad: float | str) -> None:
+def test_undefined_rows_are_nan(
+    using_isa: UsingIsa, isa: str, columns: int, bad: float | str
+) -> None:
     logits = np.zeros((3, columns), dtype=np.float32)
     if isinstance(bad, str):
         logits[1] = -INF
@@ -103,7 +97,9 @@ def test_undefined_rows_are_nan(isa: str, columns: int, bad: float | str) -> Non
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("columns", [1, 9, 16])
-def test_neither_rows_nor_threads_change_the_result(isa: str, columns: int) -> None:
+def test_neither_rows_nor_threads_change_the_result(
+    using_isa: UsingIsa, isa: str, columns: int
+) -> None:
     logits = np.random.default_rng(0).standard_normal((30_001, columns)).astype(np.float32)
     with using_isa(isa):
         got = softmax(logits)
@@ -114,7 +110,7 @@ def test_neither_rows_nor_threads_change_the_result(isa: str, columns: int) -> N
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("columns", [1, 7, 9, 17])
-def test_only_the_output_is_written(isa: str, columns: int) -> None:
+def test_only_the_output_is_written(using_isa: UsingIsa, isa: str, columns: int) -> None:
     logits = np.random.default_rng(0).standard_normal((5, columns)).astype(np.float32)
     kept = logits.copy()
     room = np.full(logits.size + 64, 7.0, dtype=np.float32)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,16 +21,7 @@ LENGTHS = [[], [0], [1], [5], [0, 3, 0], [1, 1, 1, 1], [7, 2, 0, 31, 1, 4], [3] 
 INF = float("inf")
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@contextlib.contextmanager
-def using_isa(name: str) -> Iterator[None]:
-    before = _core.active_isa()
-    _core.set_isa(name)
-    try:
-        yield
-    finally:
-        _core.set_isa(before)
+UsingIsa = Callable[[str], AbstractContextManager[None]]
 
 
 class Problem(NamedTuple):
@@ -124,7 +115,13 @@ def test_oracle_finds_the_best_of_all_paths(
     seed=st.integers(0, 2**16),
 )
 def test_ties_go_to_the_lower_tag(
-    isa: str, lengths: list[int], num_tags: int, dtype: Any, forbidden: float, seed: int
+    using_isa: UsingIsa,
+    isa: str,
+    lengths: list[int],
+    num_tags: int,
+    dtype: Any,
+    forbidden: float,
+    seed: int,
 ) -> None:
     p = make_problem(lengths, num_tags, seed, dtype, forbidden=forbidden, whole=True)
     with using_isa(isa):
@@ -145,6 +142,7 @@ def test_ties_go_to_the_lower_tag(
     seed=st.integers(0, 2**16),
 )
 def test_the_path_is_the_best(
+    using_isa: UsingIsa,
     isa: str,
     lengths: list[int],
     num_tags: int,
@@ -167,7 +165,7 @@ def test_the_path_is_the_best(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_equals_pytorch_crf(isa: str) -> None:
+def test_equals_pytorch_crf(using_isa: UsingIsa, isa: str) -> None:
     torch = pytest.importorskip("torch", reason="the peer is pytorch-crf")
     torchcrf = pytest.importorskip("torchcrf", reason="the peer is pytorch-crf")
     p = make_problem([12, 64, 1, 30], 9)
@@ -187,7 +185,7 @@ def test_equals_pytorch_crf(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("num_tags", [256, 257, 1024])
-def test_many_tags(isa: str, dtype: Any, num_tags: int) -> None:
+def test_many_tags(using_isa: UsingIsa, isa: str, dtype: Any, num_tags: int) -> None:
     p = make_problem([5, 1, 3], num_tags, dtype=dtype, whole=True)
     with using_isa(isa):
         tags, scores = decode(p, threads=0)
@@ -197,7 +195,7 @@ def test_many_tags(isa: str, dtype: Any, num_tags: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_all_equal(isa: str) -> None:
+def test_all_equal(using_isa: UsingIsa, isa: str) -> None:
     p = make_problem([4, 0, 40], 17)._replace(
         start=np.zeros(17, np.float32),
         end=np.zeros(17, np.float32),
@@ -211,7 +209,7 @@ def test_all_equal(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_precision_does_not_fade_with_length(isa: str) -> None:
+def test_precision_does_not_fade_with_length(using_isa: UsingIsa, isa: str) -> None:
     """Two paths apart by 2^-10 a piece, scores of some 1000: float32 alone would lose them."""
     length = 20_000
     emissions = np.full((length, 2), 1000.0, dtype=np.float32)
@@ -228,7 +226,7 @@ def test_precision_does_not_fade_with_length(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_constraints_hold(isa: str) -> None:
+def test_constraints_hold(using_isa: UsingIsa, isa: str) -> None:
     p = make_problem([200] * 3, 9)
     for inside in range(2, 9, 2):
         p.transitions[~np.isin(np.arange(9), [inside - 1, inside]), inside] = -INF
@@ -246,7 +244,7 @@ def test_constraints_hold(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("where", ["start", "end", "transitions", "emissions"])
-def test_no_possible_path(isa: str, dtype: Any, where: str) -> None:
+def test_no_possible_path(using_isa: UsingIsa, isa: str, dtype: Any, where: str) -> None:
     p = make_problem([4, 1, 40], 9, dtype=dtype)
     if where == "emissions":
         p.emissions[2] = -INF
@@ -262,7 +260,7 @@ def test_no_possible_path(isa: str, dtype: Any, where: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_no_sequences(isa: str) -> None:
+def test_no_sequences(using_isa: UsingIsa, isa: str) -> None:
     with using_isa(isa):
         for lengths in ([], [0, 0]):
             tags, scores = decode(make_problem(lengths, 9))
@@ -274,7 +272,7 @@ def test_no_sequences(isa: str) -> None:
 @pytest.mark.parametrize("num_tags", [1, 8, 9, 33])
 @pytest.mark.parametrize("lengths", [*LENGTHS, [100, 3, 0, 250] * 30])
 def test_neither_batch_nor_threads_change_the_result(
-    isa: str, num_tags: int, lengths: list[int]
+    using_isa: UsingIsa, isa: str, num_tags: int, lengths: list[int]
 ) -> None:
     p = make_problem(lengths, num_tags)
     with using_isa(isa):

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     label_map = load_label_map(args.label_map) if args.label_map else None
     corpora = [read_labelled(path, label_map) for path in args.data]
     model = _load(args)
-    _warn_of_types(corpora, model)
+    warn_of_types(corpora, model.labels)
     gold, pred, entries = [], [], []
     began = time.perf_counter()
     for corpus in corpora:
@@ -164,8 +164,13 @@ def _is_teacher(folder: Path) -> bool:
     )
 
 
-def _warn_of_types(corpora: Sequence[Corpus], model: _Model) -> None:
-    known = set(iob.label_types(model.labels))
+def warn_of_types(corpora: Sequence[Corpus], labels: Sequence[str]) -> None:
+    """Warns of entity types of the data that the model does not know.
+
+    Raises:
+        ModelError: it knows none of them.
+    """
+    known = set(iob.label_types(labels))
     found = {kind for corpus in corpora for kind in corpus.types}
     if found and not found & known:
         raise ModelError(

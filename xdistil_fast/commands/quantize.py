@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast import __version__, _core
+from xdistil_fast.commands.eval import warn_of_types
 from xdistil_fast.model_io import (
     CARD_FILE,
     FILES,
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         raise ModelError(f"{args.model} is of precision {folder.config.precision} already")
     label_map = load_label_map(args.label_map) if args.label_map else None
     corpora = [read_labelled(path, label_map) for path in args.dev]
+    warn_of_types(corpora, folder.config.labels)
     sentences = [list(item.words or ()) for corpus in corpora for item in corpus.sentences]
     gold = [list(item.tags or ()) for corpus in corpora for item in corpus.sentences]
 

@@ -13,6 +13,7 @@ from xdistil_fast.reference.crf import (
     enumerate_paths,
 )
 from xdistil_fast.reference.lstm import BiLSTMGradients, bilstm_backward, bilstm_forward
+from xdistil_fast.reference.student import student_hidden, student_scores
 
 __all__ = [
     "BiLSTMGradients",
@@ -25,4 +26,6 @@ __all__ = [
     "crf_marginals",
     "crf_viterbi",
     "enumerate_paths",
+    "student_hidden",
+    "student_scores",
 ]
