@@ -129,7 +129,7 @@ def bench_without_tokenising(
         pieces=total,
         sizes={"E": _SIZE[0], "H": _SIZE[1]},
         threads=threads,
-        aims={"float32": {PLAIN: _CLAIM}} if batch == 32 else {},
+        aims={"float32": {PLAIN: _CLAIM}, "int8": {PLAIN: _CLAIM}} if batch == 32 else {},
         notes={
             PLAIN: "eager, as transformers runs it; all teachers have random weights, on which "
             "speed does not depend",
@@ -181,6 +181,7 @@ def bench_text(
         pieces=pieces,
         sizes={"E": model.config.embedding_size, "H": model.config.hidden_size},
         threads=threads,
+        aims={"int8": {PIPELINE: 500.0, ONNX_INT8_TEXT: 300.0}},
         notes={
             PIPELINE: "float32; the teachers' heads say O everywhere, so that they spend no time "
             "on entities; they read the student's word pieces, so that all sides read as many",

@@ -9,7 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from tokenizers import Encoding, Tokenizer
 
 import xdistil_fast
-from bench.duel import OURS, Call, Case, Turns, duel
+from bench.duel import Call, Case, Turns, duel
 from xdistil_fast.tokenization import TextEncoder
 
 TOKENIZERS = "tokenizers"
@@ -22,6 +22,7 @@ _SENTENCES = (
     "Negotiations about the transshipment terminal at Lamu are said to resume in mid-September.",
 )
 _BATCH = 256
+_NO_PRECISION = "-"  # there are no numbers in it
 
 
 def bench_wordpiece(benchmark: BenchmarkFixture, turns: Turns, threads: int) -> None:
@@ -38,20 +39,23 @@ def bench_wordpiece(benchmark: BenchmarkFixture, turns: Turns, threads: int) -> 
         offsets = np.concatenate([np.array(encoding.offsets, np.int32) for encoding in found])
         return ids, offsets
 
-    ours = encoder.encode_texts(texts)
+    encoded = encoder.encode_texts(texts)
     ids, offsets = arrays()
-    np.testing.assert_array_equal(ours.ids, ids)
-    np.testing.assert_array_equal(np.stack([ours.starts, ours.ends], 1), offsets)
+    np.testing.assert_array_equal(encoded.ids, ids)
+    np.testing.assert_array_equal(np.stack([encoded.starts, encoded.ends], 1), offsets)
 
     case = Case(
+        group="text to entities",
         task="WordPiece, ids and offsets",
         batch=_BATCH,
-        length=round(len(ids) / _BATCH),
+        length=None,
+        pieces=len(ids),
         sizes={"vocabulary": tokenizer.get_vocab_size()},
-        aims={TOKENIZERS: 5.0},
+        threads=threads,
+        aims={_NO_PRECISION: {TOKENIZERS: 5.0}},
     )
-    sides: dict[str, dict[str, Call]] = {
-        OURS: {"": lambda: encoder.encode_texts(texts)},
-        TOKENIZERS: {"into arrays": arrays, "encodings only": encodings},
+    ours: dict[str, Call] = {_NO_PRECISION: lambda: encoder.encode_texts(texts)}
+    peers: dict[str, dict[str, Call]] = {
+        TOKENIZERS: {"into arrays": arrays, "encodings only": encodings}
     }
-    duel(benchmark, case, sides, turns)
+    duel(benchmark, case, ours, peers, turns)

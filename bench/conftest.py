@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bench.duel import Turns
 from bench.peers import versions
 from xdistil_fast import _core
 from xdistil_fast.model_io import ModelFolder, load_folder, resolve_model
+from xdistil_fast.quantization import as_floats
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,8 +76,11 @@ def text_count(pytestconfig: pytest.Config) -> int:
 
 @pytest.fixture(scope="session")
 def model(pytestconfig: pytest.Config) -> ModelFolder:
-    """The student for real text."""
-    return load_folder(resolve_model(pytestconfig.getoption("model")))
+    """The student for real text, in float32: every side begins with the same weights."""
+    folder = load_folder(resolve_model(pytestconfig.getoption("model")))
+    config = replace(folder.config, precision="float32")
+    tensors = {name: as_floats(folder.tensors, name) for name in config.tensor_shapes()}
+    return replace(folder, config=config, tensors=tensors)
 
 
 @pytest.fixture
