@@ -13,7 +13,7 @@ import pytest
 
 from xdistil_fast import _core
 
-ISAS = ["generic", "avx2", "avx512"]
+ISAS = ["generic", "avx2", "avx512", "avx512vnni", "neondot"]
 
 
 def python(code: str, xdf_isa: str | None) -> subprocess.CompletedProcess[str]:
@@ -157,7 +157,9 @@ def test_objects_export_only_their_table() -> None:
         # instructions that another machine does not have.
         assert {kind for kind, _ in symbols} <= {"R", "D"}, symbols
         # Double is the reference precision: one table of it is enough.
-        tables = ["table_double", "table_float"] if isa == "generic" else ["table_float"]
+        tables = ["table_float", "table_inference"]
+        if isa == "generic":
+            tables.insert(0, "table_double")
         assert names == [f"xdf::{isa}::{table}" for table in tables]
 
 
