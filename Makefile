@@ -86,7 +86,7 @@ emulate: $(STAMPS)/tools $(STAMPS)/asan
 	cmake --build --preset emulate
 	for isa in avx512 avx512vnni; do
 	  echo "XDF_ISA=$$isa"
-	  XDF_ISA=$$isa XDF_BUILD_DIR=$(CURDIR)/build/emulate PYTHONPATH=$(CURDIR)/build/emulate/tree PYTHONSAFEPATH=1 \
+	  XDF_ISA=$$isa PYTHONPATH=$(CURDIR)/build/emulate/tree PYTHONSAFEPATH=1 \
 	  $(ASAN_BIN)/pytest --hypothesis-profile=ci tests/kernels $(PYTEST_ARGS)
 	done
 
