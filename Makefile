@@ -2,6 +2,8 @@
 #   make demo     install the core package, tag a few sentences, print entities and tokens/s
 #   make test     the tests                     make asan    the kernel tests under sanitizers
 #   make lint     style, types, stubs           make isas    the kernel tests per instruction set
+#   make emulate  the kernel tests on AVX-512 emulated in AVX2 (needs SIMDe: libsimde-dev)
+#   make aarch64  a student on emulated 64-bit ARM (needs g++-aarch64-linux-gnu and qemu-user)
 #   make format   apply the style               make bench   measure, write docs/BENCHMARKS.md
 #       BENCH_ARGS='--corpus FILE --turns 11' are options of the suite; with '-k forward' it
 #       measures a part and writes nothing
@@ -11,7 +13,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench asan isas fuzz clean distclean FORCE
+.PHONY: demo test lint format bench asan isas emulate aarch64 fuzz clean distclean FORCE
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,7 +27,7 @@ ASAN_BIN := $(VENV)-asan/bin
 STAMPS := $(VENV)/.stamps
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' 2>/dev/null)
+CXX_FILES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' 2>/dev/null)
 BUILD_FILES := CMakeLists.txt pyproject.toml constraints.txt $(CXX_FILES)
 
 demo: $(STAMPS)/core
@@ -77,6 +79,30 @@ isas: $(STAMPS)/core $(STAMPS)/test
 
 fuzz: $(STAMPS)/core $(STAMPS)/test
 	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ_ARGS)
+
+# Instructions in place of AVX-512's own: as exact, but slow.
+emulate: $(STAMPS)/tools $(STAMPS)/asan
+	if ! echo '#include <simde/x86/avx512.h>' | $(CXX) -E -x c++ - >/dev/null 2>&1; then
+	  echo "make emulate: skipped, $(CXX) finds no simde/x86/avx512.h (Debian: libsimde-dev)"; exit 0
+	fi
+	$(call link_package,build/emulate/tree)
+	export PATH="$(abspath $(BIN)):$$PATH"
+	cmake --preset emulate -DPython_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_CXX_COMPILER=$(CXX)
+	cmake --build --preset emulate
+	for isa in avx512 avx512vnni; do
+	  echo "XDF_ISA=$$isa"
+	  XDF_ISA=$$isa PYTHONPATH=$(CURDIR)/build/emulate/tree PYTHONSAFEPATH=1 \
+	  $(ASAN_BIN)/pytest --hypothesis-profile=ci tests/kernels $(PYTEST_ARGS)
+	done
+
+aarch64: $(STAMPS)/tools
+	for tool in aarch64-linux-gnu-g++ qemu-aarch64; do
+	  if ! command -v $$tool >/dev/null; then echo "make aarch64: skipped, no $$tool here"; exit 0; fi
+	done
+	export PATH="$(abspath $(BIN)):$$PATH"
+	cmake --preset aarch64
+	cmake --build --preset aarch64
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/student_isas
 
 clean:
 	rm -rf build dist wheelhouse .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

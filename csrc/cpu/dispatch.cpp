@@ -3,6 +3,11 @@
 #include <atomic>
 #include <cstdlib>
 
+#ifdef XDF_HAVE_neondot
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "xdf/check.h"
 
 namespace xdf {
@@ -22,6 +27,9 @@ XDF_DECLARE_ISA(avx512)
 #endif
 #ifdef XDF_HAVE_avx512vnni
 XDF_DECLARE_ISA(avx512vnni)
+#endif
+#ifdef XDF_HAVE_neondot
+XDF_DECLARE_ISA(neondot)
 #endif
 #undef XDF_DECLARE_ISA
 
@@ -44,6 +52,10 @@ const std::vector<Isa>& isas() {
                           __builtin_cpu_supports("f16c");
     isas.push_back(XDF_ISA_ENTRY(avx2, has_avx2));
 #endif
+#ifdef XDF_EMULATE
+    isas.push_back(XDF_ISA_ENTRY(avx512, has_avx2));
+    isas.push_back(XDF_ISA_ENTRY(avx512vnni, has_avx2));
+#else
 #ifdef XDF_HAVE_avx512
     const bool has_avx512 =
         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -52,6 +64,10 @@ const std::vector<Isa>& isas() {
 #endif
 #ifdef XDF_HAVE_avx512vnni
     isas.push_back(XDF_ISA_ENTRY(avx512vnni, has_avx512 && __builtin_cpu_supports("avx512vnni")));
+#endif
+#endif
+#ifdef XDF_HAVE_neondot
+    isas.push_back(XDF_ISA_ENTRY(neondot, (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0));
 #endif
     return isas;
   }();

@@ -18,7 +18,7 @@
 namespace xdf {
 namespace XDF_ISA {
 
-#if defined(XDF_ISA_avx512)
+#if defined(XDF_ISA_avx512) || defined(XDF_ISA_neondot)  // 32 registers
 constexpr int kTileRows = 8;
 #elif defined(XDF_ISA_avx2)
 constexpr int kTileRows = 6;

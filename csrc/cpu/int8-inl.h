@@ -40,6 +40,15 @@ struct Int32s {
   XDF_MEMBER Vec<float> to_float() const { return {_mm256_cvtepi32_ps(v)}; }
 };
 
+#elif defined(XDF_ISA_neondot)
+
+struct Int32s {
+  int32x4_t v;
+  static XDF_MEMBER Int32s load(const int32_t* p) { return {vld1q_s32(p)}; }
+  XDF_MEMBER void store(int32_t* p) const { vst1q_s32(p, v); }
+  XDF_MEMBER Vec<float> to_float() const { return {vcvtq_f32_s32(v)}; }
+};
+
 #else
 
 struct Int32s {
@@ -71,7 +80,7 @@ XDF_INLINE int32_t quad_at(const uint8_t* p) {
 
 // acc[r][gate] += the products of the first kQuads quads of a chunk of k; weights at
 // [gate][quad][lanes][4].
-#if defined(XDF_ISA_avx512) && defined(__AVX512VNNI__)
+#if defined(XDF_ISA_avx512vnni)
 
 constexpr int kInt8TileRows = 4;
 template <int kQuads, int MR>
@@ -147,6 +156,26 @@ XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int
   }
 }
 
+#elif defined(XDF_ISA_neondot)
+
+constexpr int kInt8TileRows = 4;
+template <int kQuads, int MR>
+XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
+                           Int32s (&acc)[MR][4]) {
+  XDF_UNROLL
+  for (int quad = 0; quad < kQuads; ++quad) {
+    int8x16_t w[4];
+    XDF_UNROLL
+    for (int gate = 0; gate < 4; ++gate) w[gate] = vld1q_s8(weights + (gate * 4 + quad) * 16);
+    XDF_UNROLL
+    for (int r = 0; r < MR; ++r) {
+      const int8x16_t u = vreinterpretq_s8_s32(vdupq_n_s32(quad_at(h[r] + k + 4 * quad)));
+      XDF_UNROLL
+      for (int gate = 0; gate < 4; ++gate) acc[r][gate].v = vdotq_s32(acc[r][gate].v, u, w[gate]);
+    }
+  }
+}
+
 #else
 
 constexpr int kInt8TileRows = 1;
@@ -189,7 +218,7 @@ static void int8_tile(const uint8_t* x, ptrdiff_t x_stride, int K, const int8_t*
   }
   ptrdiff_t k = 0;
   for (; k + kInt8Chunk / 2 < K; k += kInt8Chunk) {
-    XDF_PREFETCH(ahead.at);
+    for (int at = 0; at < ahead.bytes_per_k; at += 64) XDF_PREFETCH(ahead.at + at);
     ahead.at += ahead.bytes_per_k;
     int8_chunk<4>(rows, k, weights, acc);
     weights += 4 * lanes * kInt8Chunk;

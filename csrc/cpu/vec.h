@@ -9,8 +9,12 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(XDF_ISA_avx2) || defined(XDF_ISA_avx512)
+#if defined(XDF_EMULATE) && defined(XDF_ISA_avx512)
+#include "cpu/avx512_emulated.h"
+#elif defined(XDF_ISA_avx2) || defined(XDF_ISA_avx512)
 #include <immintrin.h>
+#elif defined(XDF_ISA_neondot)
+#include <arm_neon.h>
 #endif
 
 #include "xdf/half.h"
@@ -322,6 +326,59 @@ struct Vec<float> {
   static XDF_MEMBER Vec pow2(Vec n) {
     const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(i, 23))};
+  }
+};
+#endif
+
+#if defined(XDF_ISA_neondot)
+template <>
+struct Vec<float> {
+  static constexpr int lanes = 4;
+  float32x4_t v;
+
+  static XDF_MEMBER Vec set1(float x) { return {vdupq_n_f32(x)}; }
+  static XDF_MEMBER Vec load(const float* p) { return {vld1q_f32(p)}; }
+  static XDF_MEMBER Vec load(const Half* p) {
+    return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)))};
+  }
+  static XDF_MEMBER Vec load(const Bf16* p) {
+    return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(&p->bits), 16))};
+  }
+  XDF_MEMBER void store(Half* p) const {
+    vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32(v)));
+  }
+  XDF_MEMBER void store(float* p) const { vst1q_f32(p, v); }
+  static XDF_MEMBER Vec load_n(const float* p, int n) {
+    Vec r = set1(0.0f);
+    for (int i = 0; i < lanes; ++i)
+      if (i < n) r.v[i] = p[i];
+    return r;
+  }
+  XDF_MEMBER void store_n(float* p, int n) const {
+    for (int i = 0; i < lanes; ++i)
+      if (i < n) p[i] = v[i];
+  }
+  friend XDF_MEMBER Vec operator+(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
+  friend XDF_MEMBER Vec operator-(Vec a, Vec b) { return {vsubq_f32(a.v, b.v)}; }
+  friend XDF_MEMBER Vec operator*(Vec a, Vec b) { return {vmulq_f32(a.v, b.v)}; }
+  friend XDF_MEMBER Vec operator/(Vec a, Vec b) { return {vdivq_f32(a.v, b.v)}; }
+  static XDF_MEMBER Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+  // Not vminq_f32, which gives NaN where either is NaN.
+  static XDF_MEMBER Vec min(Vec a, Vec b) { return select_gt(b, a, a, b); }
+  static XDF_MEMBER Vec max(Vec a, Vec b) { return select_gt(a, b, a, b); }
+  static XDF_MEMBER Vec select_gt(Vec a, Vec b, Vec x, Vec y) {
+    return {vbslq_f32(vcgtq_f32(a.v, b.v), x.v, y.v)};
+  }
+  static XDF_MEMBER unsigned equal(Vec a, Vec b) {
+    const uint32x4_t bits = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vceqq_f32(a.v, b.v), bits));
+  }
+  XDF_MEMBER float reduce_max() const { return vmaxvq_f32(v); }
+  XDF_MEMBER float reduce_add() const { return vaddvq_f32(v); }
+  static XDF_MEMBER Vec round(Vec a) { return {vrndnq_f32(a.v)}; }
+  static XDF_MEMBER Vec pow2(Vec n) {
+    const int32x4_t i = vaddq_s32(vcvtnq_s32_f32(n.v), vdupq_n_s32(127));
+    return {vreinterpretq_f32_s32(vshlq_n_s32(i, 23))};
   }
 };
 #endif

@@ -15,7 +15,7 @@ import pytest
 
 from xdistil_fast import _core
 
-ISAS = ["generic", "avx2", "avx512", "avx512vnni"]
+ISAS = ["generic", "avx2", "avx512", "avx512vnni", "neondot"]
 
 
 def python(code: str, xdf_isa: str | None) -> subprocess.CompletedProcess[str]:
