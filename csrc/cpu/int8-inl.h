@@ -218,7 +218,7 @@ static void int8_tile(const uint8_t* x, ptrdiff_t x_stride, int K, const int8_t*
   }
   ptrdiff_t k = 0;
   for (; k + kInt8Chunk / 2 < K; k += kInt8Chunk) {
-    for (int at = 0; at < ahead.bytes_per_k; at += 64) XDF_PREFETCH(ahead.at + at);
+    XDF_PREFETCH(ahead.at);
     ahead.at += ahead.bytes_per_k;
     int8_chunk<4>(rows, k, weights, acc);
     weights += 4 * lanes * kInt8Chunk;
