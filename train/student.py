@@ -110,7 +110,7 @@ def tag_words(
     cu_pieces = alignment.cu_pieces.astype(np.int32)
     emissions = tagger.logits(alignment.ids, cu_pieces)
     first = alignment.first_piece[with_pieces]
-    found = tagger.decode_words(emissions, cu_pieces, first, cu_words)
+    found, _ = tagger.decode_words(emissions, cu_pieces, first, cu_words)
     tags = np.full(len(with_pieces), OUTSIDE, dtype=object)
     tags[with_pieces] = np.array(labels, dtype=object)[found]
     return [list(part) for part in np.split(tags, alignment.cu_words[1:-1])]

@@ -18,6 +18,7 @@ PAGES = ["README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in ROOT.glo
 _COMMANDS = {
     "tag": "xdistil_fast.commands.tag",
     "eval": "xdistil_fast.commands.eval",
+    "quantize": "xdistil_fast.commands.quantize",
     "bench": "xdistil_fast.commands.bench",
     "doctor": "xdistil_fast.commands.doctor",
     "teacher": "xdistil_fast.train.commands.teacher",
