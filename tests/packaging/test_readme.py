@@ -67,7 +67,7 @@ def test_commands_parse() -> None:
             words = words[: words.index("<")] if "<" in words else words
             parser.parse_args(words[1:])
             seen.add(words[1])
-    assert seen == {"tag", "bench", "doctor", "teacher", "distill", "eval"}
+    assert seen == {"tag", "bench", "doctor", "teacher", "distill", "eval", "quantize"}
 
 
 def test_make_targets_and_extras_exist() -> None:

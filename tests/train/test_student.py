@@ -119,7 +119,8 @@ def test_words_get_the_tag_of_their_first_piece(head: str) -> None:
     for sentence, tags in zip(sentences, tagged, strict=True):
         one = align(tokenizer, [sentence])
         cu = one.cu_pieces.astype(np.int32)
-        best = served.decode(served.logits(one.ids, cu), cu)
+        pieces = np.arange(len(one.ids))  # each a word of its own
+        best, _ = served.decode_words(served.logits(one.ids, cu), cu, pieces, cu)
         names = [LABELS[best[p]] if p >= 0 else "O" for p in one.first_piece]
         assert tags == repair(names)
     assert any(tag != "O" for tags in tagged for tag in tags)
