@@ -493,7 +493,12 @@ def start(softmax_folder: Path) -> Iterator[Any]:
     def call(*args: str, **options: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "xdistil_fast", "tag", "--model", str(softmax_folder)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        started.append(subprocess.Popen([*command, *args], env=environment(), **pipes))
+        # A shell that started the tests in the background has them ignore SIGINT.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            started.append(subprocess.Popen([*command, *args], env=environment(), **pipes))
+        finally:
+            signal.signal(signal.SIGINT, before)
         return started[-1]
 
     yield call
