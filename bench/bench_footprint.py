@@ -12,9 +12,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.bench_text import onnx_models
 from bench.corpus import own_texts
 from bench.duel import OURS
-from bench.ours import precisions
 from bench.teacher_peers import MBERT, TeacherPeers
 from bench.text_peers import hf_tokenizer
+from xdistil_fast import PRECISIONS
 from xdistil_fast.commands import footprint
 from xdistil_fast.model_io import FILES, TOKENIZER_FILE, ModelFolder
 
@@ -39,7 +39,7 @@ def bench_footprint(
 
     def measure() -> None:
         disk = sum((model.path / name).stat().st_size for name in FILES[:3])
-        for precision in precisions():
+        for precision in PRECISIONS:
             add(
                 f"{OURS} {precision}",
                 disk,

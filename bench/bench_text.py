@@ -12,11 +12,11 @@ from bench.corpus import Texts, labelled
 from bench.duel import OURS, Case, Turns, duel
 from bench.onnx_models import student_model
 from bench.onnx_tagger import onnx_settings
-from bench.ours import our_calls, precision_options, precisions
+from bench.ours import our_calls
 from bench.peers import ONNX_RUNTIME, ONNX_RUNTIME_INT8
 from bench.student_peers import StudentPeers
 from bench.text_peers import Tag, same_entities, spacy_tagger
-from xdistil_fast import Tagger
+from xdistil_fast import PRECISIONS, Tagger
 from xdistil_fast.model_io import ModelFolder
 
 STUDENT_INT8 = f"tokenizers + {ONNX_RUNTIME_INT8}"
@@ -34,9 +34,9 @@ def taggers(model: ModelFolder, threads: int) -> dict[str, Tagger]:
             model.tensors,
             model.tokenizer,
             threads=threads,
-            **precision_options(precision),
+            precision=precision,
         )
-        for precision in precisions()
+        for precision in PRECISIONS
     }
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xdistil_fast.commands.bench import precision_options, precisions
 from xdistil_fast.labels import make_labels
+from xdistil_fast.model_config import PRECISIONS
 from xdistil_fast.model_io import ModelConfig, Tensors
 from xdistil_fast.student import Student
-
-__all__ = ["our_calls", "our_student", "precision_options", "precisions", "random_student"]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
@@ -43,11 +40,6 @@ def random_student(
     return config, tensors
 
 
-def our_student(config: ModelConfig, tensors: Tensors, threads: int, precision: str) -> Student:
-    options: dict[str, Any] = precision_options(precision)
-    return Student(config, tensors, threads, **options)
-
-
 def our_calls(
     config: ModelConfig, tensors: Tensors, threads: int, ids: IntArray, cu_seqlens: IntArray
 ) -> dict[str, Callable[[], FloatArray]]:
@@ -56,4 +48,4 @@ def our_calls(
     def call(student: Student) -> Callable[[], FloatArray]:
         return lambda: student.logits(ids, cu_seqlens)
 
-    return {name: call(our_student(config, tensors, threads, name)) for name in precisions()}
+    return {name: call(Student(config, tensors, threads, name)) for name in PRECISIONS}

@@ -137,8 +137,8 @@ class Student:
             ValueError: an id out of range, or `cu_seqlens` that do not fit.
         """
         out = np.empty((len(ids), len(self.config.labels)), np.float32)
-        bounds = cu_seqlens[[0, -1]].tolist() if cu_seqlens.ndim == 1 and len(cu_seqlens) else None
-        if bounds != [0, len(ids)]:
+        ends = cu_seqlens[[0, -1]].tolist() if cu_seqlens.ndim == 1 and len(cu_seqlens) else None
+        if ends != [0, len(ids)]:
             raise ValueError(f"cu_seqlens must be one row from 0 to the {len(ids)} pieces of ids")
         begin = 0
         while begin < len(cu_seqlens) - 1:
@@ -146,12 +146,12 @@ class Student:
             stop = int(np.searchsorted(cu_seqlens, base + max_pieces, side="right")) - 1
             stop = max(stop, begin + 1)
             limit = int(cu_seqlens[stop])
-            self._run(ids[base:limit], cu_seqlens[begin : stop + 1] - base, out[base:limit])
+            bounds = cu_seqlens[begin : stop + 1] - base
+            _core.student_scores(
+                self._weights, ids[base:limit], bounds, out[base:limit], self.threads
+            )
             begin = stop
         return out
-
-    def _run(self, ids: Ints, cu_seqlens: Ints, out: Floats) -> None:
-        _core.student_scores(self._weights, ids, cu_seqlens, out, self.threads)
 
     @property
     def table_nbytes(self) -> int:

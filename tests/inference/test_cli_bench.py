@@ -72,7 +72,7 @@ def test_table_and_record(run: Any, softmax_folder: Path, texts: Path, tmp_path:
     assert record["model"]["digest"] == file_digest(softmax_folder / "model.safetensors")
     assert record["data"]["texts"] == 3  # blank lines are none
     assert record["machine"]["threads"] == 1
-    names = [f"student {precision}" for precision in bench.precisions()]
+    names = [f"student {precision}" for precision in bench.PRECISIONS]
     assert names[0] == "student float32"
     for name in names:
         rows = [row for row in record["latencies"] if row["model"] == name]
@@ -112,7 +112,7 @@ def test_beside_a_teacher(
     rows = {(row["model"], row["task"], row["texts"]) for row in record["latencies"]}
     assert {("teacher, torch float32", bench.TASKS[0], count) for count in (3, 1)} <= rows
     assert {("teacher, transformers pipeline", bench.TASKS[1], count) for count in (3, 1)} <= rows
-    assert len(record["footprints"]) == len(bench.precisions()) + 1
+    assert len(record["footprints"]) == len(bench.PRECISIONS) + 1
     assert "was not measured in ONNX Runtime: onnxruntime is not installed" in printed
 
 

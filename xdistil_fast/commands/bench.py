@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from tqdm import tqdm
 
-import xdistil_fast
 from xdistil_fast import _core
 from xdistil_fast.commands import footprint
 from xdistil_fast.commands.records import RecordReader, guess_format
+from xdistil_fast.model_config import PRECISIONS
 from xdistil_fast.model_io import FILES, ModelFolder, load_folder, resolve_model
 from xdistil_fast.student import Student
 from xdistil_fast.tagger import Tagger
@@ -50,16 +50,6 @@ TASKS = ("ids to logits", "text to entities")
 # A teacher takes seconds for as many.
 _TEACHER_TEXTS = 32
 _LEAST_CALLS = 5
-
-
-def precisions() -> tuple[str, ...]:
-    """What a student can compute in, in this version of the library."""
-    return tuple(getattr(xdistil_fast, "PRECISIONS", ("float32",)))
-
-
-def precision_options(precision: str) -> dict[str, Any]:
-    """Keyword arguments that make a `Tagger` or `Student` compute in a precision."""
-    return {"precision": precision} if hasattr(xdistil_fast, "PRECISIONS") else {}
 
 
 def read_texts(path: Path, limit: int | None = None) -> list[str]:
@@ -154,7 +144,7 @@ def latency(
 
 def load_tagger(model: str, threads: int, precision: str) -> Callable[[list[str]], object]:
     """A `footprint.Factory` of our tagger."""
-    return Tagger.from_pretrained(model, threads=threads, **precision_options(precision))
+    return Tagger.from_pretrained(model, threads=threads, precision=precision)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -196,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
     texts = _texts(args.data, args.texts)
     teacher = _teacher(args.teacher, args.threads) if args.teacher else None
     steps: Iterator[Step] = _student_steps(args, folder, content, texts)
-    count = 5 * len(precisions())
+    count = 5 * len(PRECISIONS)
     if teacher is not None:
         steps = itertools.chain(steps, teacher.steps(texts[:_TEACHER_TEXTS], args.seconds))
         count += teacher.count
@@ -263,13 +253,16 @@ def _student_steps(
     args: argparse.Namespace, folder: Path, content: ModelFolder, texts: list[str]
 ) -> Iterator[Step]:
     disk = sum((folder / name).stat().st_size for name in FILES[:3])
-    for precision in precisions():
+    for precision in PRECISIONS:
         name = f"student {precision}"
-        options = precision_options(precision)
         tagger = Tagger(
-            content.config, content.tensors, content.tokenizer, threads=args.threads, **options
+            content.config,
+            content.tensors,
+            content.tokenizer,
+            threads=args.threads,
+            precision=precision,
         )
-        student = Student(content.config, content.tensors, args.threads, **options)
+        student = Student(content.config, content.tensors, args.threads, precision=precision)
         yield from _student_latencies(name, tagger, student, texts, args.seconds)
         arguments = {"model": str(folder), "threads": args.threads, "precision": precision}
         costs = footprint.measure(f"{__name__}:load_tagger", arguments, texts)

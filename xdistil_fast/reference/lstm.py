@@ -53,7 +53,8 @@ class BiLSTMGradients(NamedTuple):
     weights: list[Array]
 
 
-def _sigmoid(z: Array) -> Array:
+def sigmoid(z: Array) -> Array:
+    """The logistic function, of any shape."""
     # tanh saturates cleanly where exp(-z) would overflow.
     return 0.5 * (1.0 + np.tanh(0.5 * z))
 
@@ -88,7 +89,7 @@ def _run(x: Array, weights: Sequence[Array]) -> _Trace:
     hidden = np.zeros((steps + 1, hidden_size))
     for t in range(steps):
         z = (w_ih @ x[t] + b_ih + w_hh @ hidden[t] + b_hh).reshape(4, hidden_size)
-        i, f, g, o = _sigmoid(z[0]), _sigmoid(z[1]), np.tanh(z[2]), _sigmoid(z[3])
+        i, f, g, o = sigmoid(z[0]), sigmoid(z[1]), np.tanh(z[2]), sigmoid(z[3])
         gates[t] = i, f, g, o
         cells[t + 1] = f * cells[t] + i * g
         hidden[t + 1] = o * np.tanh(cells[t + 1])

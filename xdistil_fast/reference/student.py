@@ -39,6 +39,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xdistil_fast.reference.lstm import sigmoid
+
 Array = npt.NDArray[np.float64]
 
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -65,10 +67,6 @@ def _matrix(weight: Any, precision: str) -> Array:
         levels, scales = weight
         return np.asarray(levels, np.float64) * np.asarray(scales, np.float64)[:, None]
     return np.asarray(weight, np.float64)
-
-
-def _sigmoid(z: Array) -> Array:
-    return 0.5 * (1.0 + np.tanh(0.5 * z))
 
 
 def student_hidden(
@@ -117,8 +115,8 @@ def student_hidden(
             h, c = np.zeros(hidden_size), np.zeros(hidden_size)
             for t in steps:
                 z = (table[tokens[t]] + w_hh @ h).reshape(4, hidden_size)
-                c = _sigmoid(z[1]) * c + _sigmoid(z[0]) * np.tanh(z[2])
-                out[t, columns] = _sigmoid(z[3]) * np.tanh(c)
+                c = sigmoid(z[1]) * c + sigmoid(z[0]) * np.tanh(z[2])
+                out[t, columns] = sigmoid(z[3]) * np.tanh(c)
                 h = out[t, columns] if fed_back is None else np.asarray(fed_back)[t, columns]
                 if precision == "int8":
                     h = np.rint(HIDDEN_LEVELS * h) / HIDDEN_LEVELS
