@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xdistil_fast.labels import label_types, scheme_of
 from xdistil_fast.model_io import ModelConfig
 
 _TEST_TITLE = "## Scores on test data"
@@ -21,8 +22,9 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
     """
     metrics, settings, machine = record["metrics"], record["settings"], record["machine"]
     dev = metrics["dev"]
-    types = sorted({label[2:] for label in config.labels} - {""})
+    types = label_types(config.labels)
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    kind = "entity types" if scheme_of(config.labels) == "IOB2" else "tags of words"
     how = (
         "labels alone"
         if settings["labels_only"]
@@ -37,7 +39,7 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         "",
         f"# {name}",
         "",
-        f"A BiLSTM tagger ({config.head} head) for the entity types {', '.join(types)}, distilled "
+        f"A BiLSTM tagger ({config.head} head) for the {kind} {', '.join(types)}, distilled "
         f"from the teacher `{settings['teacher']}`.",
         "",
         "```python",

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from xdistil_fast import _core
 from xdistil_fast import student as serving
-from xdistil_fast.labels import validate_labels
+from xdistil_fast.labels import label_types, scheme_of, validate_labels
 from xdistil_fast.model_io import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -43,7 +43,7 @@ from xdistil_fast.train.alignment import IGNORED, align, inside_of
 from xdistil_fast.train.cache import Batch, Cache, Texts, build_cache
 from xdistil_fast.train.card import model_card
 from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_size
-from xdistil_fast.train.corpora import Corpus, check_label_map, read_labelled
+from xdistil_fast.train.corpora import Corpus, check_label_map, labelling_of, read_labelled
 from xdistil_fast.train.student import Student, tag_words
 from xdistil_fast.train.teacher import Teacher
 from xdistil_fast.train.vocabulary import Vocabulary, cut_vocabulary
@@ -128,11 +128,17 @@ def check_labels(labels: Sequence[str], train: Sequence[Corpus], dev: Sequence[C
     """Refuse labelled text with entity types that the teacher does not know.
 
     Raises:
-        ValueError: naming file and types; or the teacher's labels are not complete IOB2; or there
-            is no entity at all in ``train``.
+        ValueError: naming file and types; or the teacher's labels are of another scheme or not
+            complete; or there is no entity at all in ``train``.
     """
     validate_labels(labels)
-    known = {label[2:] for label in labels if label != "O"}
+    scheme = scheme_of(labels)
+    if labelling_of([*train, *dev]) != scheme:
+        kinds = {"IOB2": "entities in IOB2", "tags": "plain tags of words"}
+        raise ValueError(
+            f"{train[0].path} does not go with the teacher, whose labels are {kinds[scheme]}"
+        )
+    known = set(label_types(labels))
     for corpus in (*train, *dev):
         if unknown := sorted(corpus.types - known):
             raise ValueError(
@@ -385,7 +391,8 @@ class _Run:
         """Strict word-level scores on ``dev``."""
         widened = {name: value.astype(np.float32) for name, value in tensors.items()}
         tagger = serving.Student(self.model_config(), widened)
-        return score(self.dev_tags, tag_words(tagger, self.dev, self.labels))
+        pred = tag_words(tagger, self.dev, self.labels)
+        return score(self.dev_tags, pred, scheme_of(self.labels))
 
     def _say(self, line: str) -> None:
         if self.config.progress:

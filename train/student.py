@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xdistil_fast import nn, student, torch_ops
-from xdistil_fast.labels import OUTSIDE
+from xdistil_fast.labels import outside_of
 from xdistil_fast.train.alignment import Alignment
 
 FloatArray = npt.NDArray[np.float32]
@@ -103,7 +103,8 @@ def tag_words(
         labels: C labels.
 
     Returns:
-        One list of tags a sentence; words without pieces get ``O``.
+        One list of tags a sentence; words without pieces get ``O``, or ``_`` where labels have
+        no ``O``.
     """
     with_pieces = alignment.first_piece >= 0
     cu_words = np.concatenate([[0], np.cumsum(with_pieces)])[alignment.cu_words].astype(np.int32)
@@ -111,6 +112,6 @@ def tag_words(
     emissions = tagger.logits(alignment.ids, cu_pieces)
     first = alignment.first_piece[with_pieces]
     found, _ = tagger.decode_words(emissions, cu_pieces, first, cu_words)
-    tags = np.full(len(with_pieces), OUTSIDE, dtype=object)
+    tags = np.full(len(with_pieces), outside_of(labels), dtype=object)
     tags[with_pieces] = np.array(labels, dtype=object)[found]
     return [list(part) for part in np.split(tags, alignment.cu_words[1:-1])]

@@ -30,6 +30,7 @@ Progress = Callable[[int], object]
 Model: TypeAlias = Any
 HFTokenizer: TypeAlias = Any
 
+_UNNAMED = re.compile(r"LABEL_\d+")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Their position table starts behind the padding index, which takes rows away.
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})
@@ -42,7 +43,7 @@ class Teacher:
     """A token classifier with its tokeniser.
 
     Attributes:
-        labels: label names by id, IOB2.
+        labels: label names by id, IOB2 or plain tags.
         tokenizer: the backend tokeniser, without truncation and padding.
         max_pieces: pieces that fit into one window of the model, special tokens not counted.
     """
@@ -77,7 +78,7 @@ class Teacher:
 
         Raises:
             ValueError: nothing there; no fast tokeniser; weights that are missing, of another
-                shape than ``config.json`` says or not finite; labels that are not IOB2.
+                shape than ``config.json`` says or not finite; labels that are of no scheme.
         """
         name = resolve_name(path)
         with quiet_transformers():
@@ -193,7 +194,7 @@ class Teacher:
     def tag_words(
         self, sentences: Sequence[Sequence[str]], progress: Progress | None = None
     ) -> list[list[str]]:
-        """Most probable tag of every word; words without pieces get ``O``."""
+        """Most probable tag of every word; see :func:`~.alignment.words_from_pieces`."""
         if not sentences:
             return []
         return self.tag(align(self.tokenizer, sentences), progress)
@@ -456,10 +457,13 @@ def _labels_of_config(name: str, config: transformers.PretrainedConfig) -> list[
     names = getattr(config, "id2label", None) or {}
     labels = [str(names.get(i, "")) for i in range(len(names))]
     try:
+        if labels and all(map(_UNNAMED.fullmatch, labels)):
+            raise ValueError(f"{labels[0]!r} is what transformers calls a label without a name")
         validate_labels(labels)
     except ValueError as error:
         raise ValueError(
-            f"{name}: labels are not IOB2 ({error}); 'xdistil teacher' makes such a model"
+            f"{name}: labels are not IOB2, nor plain tags ({error}); 'xdistil teacher' makes such "
+            "a model"
         ) from None
     return labels
 
