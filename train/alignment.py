@@ -1,7 +1,8 @@
 """From words to word pieces and back: ragged, vectorised.
 
 The first piece of a word carries the word's tag. Its other pieces carry ``I-X`` for ``B-X`` and
-``I-X``, and ``O`` for ``O``; plain tags stand on all pieces. A word's predicted tag is the one of its first piece.
+``I-X``, and ``O`` for ``O``; a plain tag stands on all pieces. A word's predicted tag is the one of
+its first piece.
 
 Some words yield no piece at all (only control characters, say). They take no part in training;
 their predicted tag is ``O`` (``_`` of plain tags), and their gold tag still counts in the scores.

@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -200,6 +200,24 @@ def fast_bf16(device: torch.device) -> bool:
     return False
 
 
+def adamw(
+    parameters: Iterable[torch.nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    device: torch.device,
+) -> torch.optim.AdamW:
+    """AdamW that decays matrices but no biases and norms."""
+    trained = [p for p in parameters if p.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=learning_rate,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
 def epoch_batches(
     lengths: npt.NDArray[np.integer], batch_size: int, seed: int, epoch: int
 ) -> list[npt.NDArray[np.int64]]:
@@ -271,7 +289,9 @@ class _Run:
         self.dev_alignment: Alignment = align(teacher.tokenizer, dev_words)
         self.steps_per_epoch = math.ceil(len(self.runs) / settings.batch_size)
         self.names = dict(self.model.named_parameters())
-        self.optimizer = self._optimizer()
+        self.optimizer = adamw(
+            self.names.values(), settings.learning_rate, settings.weight_decay, self.device
+        )
         self.autocast = fast_bf16(self.device)
         self.state = _State(0, 0, {}, [], 0.0)
         self.best: dict[str, torch.Tensor] = {}
@@ -377,20 +397,6 @@ class _Run:
         scheme = scheme_of(self.teacher.labels)
         languages = score_languages(self.dev_languages, self.dev_tags, found, scheme)
         return score(self.dev_tags, found, scheme), languages
-
-    def _optimizer(self) -> torch.optim.AdamW:
-        trained = [p for p in self.names.values() if p.requires_grad]
-        return torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in trained if p.ndim > 1],
-                    "weight_decay": self.settings.weight_decay,
-                },
-                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=self.settings.learning_rate,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
 
     def _save(self) -> None:
         """Checkpoint of this epoch, written beside and renamed; then the older one goes."""

@@ -1,6 +1,7 @@
 """Several languages in one run: scores for each, their macro mean, and balanced sampling.
 
-A file has a language where ``LANG=FILE`` says so (:func:`xdistil_fast.train.corpora.split_language`).
+A file has a language where ``LANG=FILE`` says so, see
+:func:`xdistil_fast.train.corpora.split_language`.
 Means are over languages, each counting once, as in Tables 3 to 17 of XtremeDistil (Mukherjee and
 Hassan Awadallah, ACL 2020); their standard deviation is that of the population (divided by n).
 """

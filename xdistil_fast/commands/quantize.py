@@ -95,9 +95,7 @@ def run(args: argparse.Namespace) -> int:
     after = Tagger(config, tensors, folder.tokenizer, threads=args.threads)
     expected, found = before.tag_words(sentences), after.tag_words(sentences)
     scheme = iob.scheme_of(folder.config.labels)
-    metrics = _measure(
-        score(gold, expected, scheme), score(gold, found, scheme), expected, found
-    )
+    metrics = _measure(score(gold, expected, scheme), score(gold, found, scheme), expected, found)
     metrics["data"] = [
         {key: value for key, value in corpus.describe("dev").items() if key != "label_map"}
         for corpus in corpora
