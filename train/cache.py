@@ -192,6 +192,14 @@ class Cache:
             logits=joined["logits"].astype(np.float32),
         )
 
+    def labelled(self) -> npt.NDArray[np.bool_]:
+        """Which sentences are of the labelled text, [N]: those whose first piece has a target."""
+        parts = []
+        for path in self._paths:
+            shard = self._map(path)
+            parts.append(shard["targets"][shard["cu_seqlens"][:-1]] != IGNORED)
+        return np.concatenate([np.zeros(0, bool), *parts])
+
     def piece_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each of the teacher's pieces occurs, [vocab_size]."""
         counts = np.zeros(vocab_size, np.int64)

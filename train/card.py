@@ -58,7 +58,7 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         "## Scores on dev",
         "",
         "Strict, word level, 0 to 100, by the code and with the weights in this folder. "
-        f"Dev chose the epoch ({metrics['best_epoch']} of {settings['epochs']}).",
+        f"Dev chose the epoch ({metrics['best_epoch']} of {len(record['history'])}).",
         "",
         "| type | precision | recall | F1 | entities |",
         "|---|---|---|---|---|",
@@ -68,7 +68,7 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         "## Training",
         "",
         f"Trained on {how}: {metrics['training_sentences']:,} sentences, "
-        f"{metrics['training_pieces']:,} pieces, {settings['epochs']} epochs, seed "
+        f"{metrics['training_pieces']:,} pieces, {len(record['history'])} epochs, seed "
         f"{settings['seed']}.",
         "",
         "| role | file | sentences | words | SHA-256 |",

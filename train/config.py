@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from xdistil_fast.train.schedules import LOSSES, SCHEDULES, Stage
+
 PathLike: TypeAlias = "str | Path"
 
 HEADS = ("softmax", "crf")
-SCHEDULES = ("cosine", "linear")
+DECAYS = ("cosine", "linear")
 STORED = ("float32", "float16")
 EMBEDDING_STARTS = ("svd", "random")
+_LABEL_SCHEDULES = ("d0", "d0-s")
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
@@ -37,16 +40,19 @@ class DistillConfig:
         label_map: entity types renamed (or dropped, None) in ``train`` and ``dev``.
         student: ``"ExH"``: embedding size and hidden size of each direction.
         head: ``softmax`` or ``crf``.
-        epochs: passes over ``train`` and ``transfer`` together.
+        schedule: the recipe, a name of :data:`~xdistil_fast.train.schedules.SCHEDULES`.
+        epochs: passes over the text of each fit of the schedule, at most.
+        patience: epochs without a better score on ``dev`` after which a fit ends; 0 for no limit,
+            None for what the schedule says.
         lr: highest learning rate of Adam.
         batch_size: sentences a step.
-        warmup: share of all steps in which the learning rate rises from 0.
-        schedule: how it falls to 0 afterwards, ``cosine`` or ``linear``.
+        warmup: share of the steps of a fit in which the learning rate rises from 0.
+        decay: how it falls to 0 afterwards, ``cosine`` or ``linear``.
         dropout: share of embedding and BiLSTM output elements set to 0 in training.
         clip: largest norm of the gradient of all parameters; 0 for no limit.
         hard_weight: factor of the loss on labels.
         soft_weight: factor of the loss on the teacher's logits.
-        labels_only: train on labels alone, the baseline; takes no ``transfer``.
+        labels_only: train on labels alone, the baseline: schedule ``d0-s``.
         pieces: pieces trained on: ``all``, or ``first`` of each word for a teacher that was itself
             trained on first pieces only.
         embeddings: start of the embedding table: ``svd`` of the teacher's, ``random``, or a file
@@ -76,11 +82,13 @@ class DistillConfig:
     label_map: Mapping[str, str | None] | None = None
     student: str = "100x200"
     head: str = "softmax"
+    schedule: str = "default"
     epochs: int = 6
+    patience: int | None = None
     lr: float = 3e-3
     batch_size: int = 64
     warmup: float = 0.05
-    schedule: str = "cosine"
+    decay: str = "cosine"
     dropout: float = 0.1
     clip: float = 5.0
     hard_weight: float = 1.0
@@ -112,9 +120,15 @@ class DistillConfig:
         for name in ("train", "dev"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; at least one labelled file is needed")
-        if self.labels_only and self.transfer:
+        _one_of("schedule", self.schedule, tuple(SCHEDULES))
+        if self.labels_only and self.schedule not in ("default", *_LABEL_SCHEDULES):
             raise ValueError(
-                "labels_only trains on labels alone and takes no transfer text; "
+                f"labels_only is set and schedule is {self.schedule!r}; allowed: one of the two"
+            )
+        if (self.labels_only or self.schedule in _LABEL_SCHEDULES) and self.transfer:
+            what = "labels_only" if self.labels_only else f"schedule {self.schedule!r}"
+            raise ValueError(
+                f"{what} trains on labels alone and takes no transfer text; "
                 f"transfer is {list(self.transfer)}"
             )
         if self.label_map is not None:
@@ -122,9 +136,11 @@ class DistillConfig:
         parse_size(self.student)
         _one_of("head", self.head, HEADS)
         _one_of("pieces", self.pieces, ("all", "first"))
-        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("decay", self.decay, DECAYS)
         _one_of("embedding_dtype", self.embedding_dtype, STORED)
         _at_least("epochs", self.epochs, 1)
+        if self.patience is not None:
+            _at_least("patience", self.patience, 0)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("min_piece_count", self.min_piece_count, 1)
         _at_least("max_length", self.max_length, 8)
@@ -142,13 +158,33 @@ class DistillConfig:
                 "head is 'crf' and pieces is 'first': a CRF learns from whole sequences of pieces; "
                 "allowed: pieces 'all', or head 'softmax'"
             )
-        if not self.hard_weight and (self.labels_only or not self.soft_weight):
-            raise ValueError("hard_weight is 0 and there is no soft loss: nothing to train on")
+        for stage in self.stages:
+            if not self.weights(stage):
+                zero = ", ".join(f"{name}_weight" for name in stage.losses)
+                raise ValueError(
+                    f"schedule {self.schedule!r}, stage {stage.name!r}: nothing to train on where "
+                    f"{zero} is 0"
+                )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the schedule."""
+        return SCHEDULES["d0-s" if self.labels_only else self.schedule]
+
+    def weights(self, stage: Stage) -> dict[str, float]:
+        """Factors of the losses that a stage trains on: those that are not 0, by name."""
+        factors = {"hard": self.hard_weight, "soft": self.soft_weight}
+        weights = {name: factors[name] * stage.losses.get(name, 0.0) for name in LOSSES}
+        return {name: weight for name, weight in weights.items() if weight}
+
+    def patience_of(self, stage: Stage) -> int:
+        """Epochs without a better score after which a fit of a stage ends; 0 for no limit."""
+        return stage.patience if self.patience is None else self.patience
 
     @property
     def soft(self) -> bool:
         """Whether the teacher's logits are trained on."""
-        return not self.labels_only and self.soft_weight > 0
+        return any("soft" in self.weights(stage) for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON values."""

@@ -6,8 +6,8 @@ the other into sequences, never across their border. Of the chosen pieces 80 % b
 a random piece, 10 % stay (Devlin et al., NAACL 2019).
 
 The work goes on in ``OUT.part`` beside the output folder ``OUT``: ``run_key.json``, the pieces of
-all text (``ids.bin``, ``first.bin``), and a checkpoint. Everything random is drawn from the seed and
-the number of the step, so a run that was killed and started again ends with the same bytes.
+all text (``ids.bin``, ``first.bin``), and a checkpoint. Everything random is drawn from the seed
+and the number of the step, so a run that was killed and started again ends with the same bytes.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from torch import Tensor
 from xdistil_fast import nn, student, torch_ops
 from xdistil_fast.labels import outside_of
 from xdistil_fast.train.alignment import Alignment
+from xdistil_fast.train.schedules import GROUPS
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -80,6 +81,14 @@ class Student(torch.nn.Module):
         bits = np.frombuffer(generator.bytes(2 * values.numel()), np.uint16).reshape(values.shape)
         scale = np.float32(65536 / (65536 - dropped))
         return values * torch.from_numpy(np.multiply(bits >= dropped, scale, dtype=np.float32))
+
+    def groups(self) -> dict[str, list[str]]:
+        """Names of the parameters of each layer, by its name in ``schedules.GROUPS``."""
+        found: dict[str, list[str]] = {group: [] for group in GROUPS}
+        for name, _ in self.named_parameters():
+            layer = name.partition(".")[0]
+            found["output" if layer == "crf" else layer].append(name)
+        return found
 
     def tensors(self) -> dict[str, FloatArray]:
         """All parameters by the names of the model folder, as copies."""

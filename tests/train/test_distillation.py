@@ -31,7 +31,8 @@ from xdistil_fast.train.cache import Cache
 from xdistil_fast.train.commands import distill as command
 from xdistil_fast.train.config import DistillConfig, parse_size
 from xdistil_fast.train.corpora import read_labelled
-from xdistil_fast.train.distillation import distill, rate_factor
+from xdistil_fast.train.distillation import distill
+from xdistil_fast.train.trainer import rate_factor
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 PEOPLE = ["Ilsa Vore", "Tam Okko", "Runa Belt", "Odd Marl", "Pia"]
@@ -331,7 +332,7 @@ def test_soft_loss_alone_follows_the_teacher(inputs: dict[str, Any], tmp_path: P
         {"min_piece_count": 8},
         {"pieces": "first"},
         {"pieces": "first", "min_piece_count": 8},
-        {"embeddings": "random", "schedule": "linear", "clip": 0.0, "dropout": 0.0},
+        {"embeddings": "random", "decay": "linear", "clip": 0.0, "dropout": 0.0},
         {"max_length": 8, "head": "crf"},
     ],
 )
@@ -467,15 +468,15 @@ def test_sizes() -> None:
     assert parse_size("100x200") == (100, 200)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_learning_rate_rises_and_falls(schedule: str) -> None:
-    rates = [rate_factor(step, 100, 0.1, schedule) for step in range(100)]
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_learning_rate_rises_and_falls(decay: str) -> None:
+    rates = [rate_factor(step, 100, 0.1, decay) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == pytest.approx(1.0)
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert 0 < rates[-1] < 0.03
     assert rates[55] == pytest.approx(0.5)
-    assert rate_factor(0, 5, 0.0, schedule) == 1.0
+    assert rate_factor(0, 5, 0.0, decay) == 1.0
 
 
 def test_command_line(

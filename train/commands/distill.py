@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast.train import runs
-from xdistil_fast.train.config import HEADS, SCHEDULES, STORED, DistillConfig
+from xdistil_fast.train.config import DECAYS, HEADS, STORED, DistillConfig
 from xdistil_fast.train.corpora import load_label_map
 from xdistil_fast.train.distillation import distill
+from xdistil_fast.train.schedules import SCHEDULES
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
 
@@ -54,11 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER")
     _add(parser, "--student", str, "embedding size x hidden size of each direction", metavar="ExH")
     _add(parser, "--head", str, "output layer", choices=HEADS)
-    _add(parser, "--epochs", int, "passes over all sentences")
+    _add(parser, "--schedule", str, "recipe: stages of training", choices=tuple(SCHEDULES))
+    _add(parser, "--epochs", int, "passes over the sentences of each fit of the schedule")
+    parser.add_argument(
+        "--patience", type=int, metavar="EPOCHS",
+        help="end a fit after so many epochs without a better dev score, 0 for never (default: "
+        "what the schedule says)",
+    )  # fmt: skip
     _add(parser, "--lr", float, "highest learning rate")
     _add(parser, "--batch-size", int, "sentences a step")
     _add(parser, "--warmup", float, "share of the steps in which the rate rises")
-    _add(parser, "--schedule", str, "how the rate falls", choices=SCHEDULES)
+    _add(parser, "--decay", str, "how the rate falls", choices=DECAYS)
     _add(parser, "--dropout", float, "share of embedding and BiLSTM outputs dropped")
     _add(parser, "--clip", float, "largest gradient norm, 0 for none")
     _add(parser, "--hard-weight", float, "factor of the loss on labels")

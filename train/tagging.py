@@ -1,0 +1,133 @@
+"""The task of tagging words: its losses, its scores and what its model folder says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from xdistil_fast import student as serving
+from xdistil_fast.model_io import ModelConfig
+from xdistil_fast.scoring import score
+from xdistil_fast.train import losses
+from xdistil_fast.train.alignment import IGNORED, align, inside_of
+from xdistil_fast.train.cache import Batch
+from xdistil_fast.train.config import DistillConfig, parse_size
+from xdistil_fast.train.corpora import Corpus
+from xdistil_fast.train.student import FloatArray, Student, tag_words
+from xdistil_fast.train.vocabulary import Vocabulary
+
+
+class Tagging:
+    """Labels for pieces; :class:`~xdistil_fast.train.trainer.Task` for what its methods are.
+
+    Attributes:
+        labels: C labels, IOB2.
+        vocabulary: the student's.
+        student: set by :meth:`build`.
+    """
+
+    metric = "f1"
+    student: Student
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        labels: Sequence[str],
+        vocabulary: Vocabulary,
+        dev: Sequence[Corpus],
+    ) -> None:
+        """Align the sentences of ``dev`` to the student's vocabulary."""
+        self.config, self.labels, self.vocabulary = config, list(labels), vocabulary
+        self.inside = inside_of(self.labels)
+        sentences = [sentence for corpus in dev for sentence in corpus.sentences]
+        self.dev_tags = [sentence.tags or () for sentence in sentences]
+        self.dev = align(vocabulary.tokenizer(), [sentence.words or () for sentence in sentences])
+
+    def build(self, embeddings: FloatArray) -> Student:
+        """Make the student from the start [V, E] of its table."""
+        config = self.config
+        self.student = Student(
+            embeddings,
+            parse_size(config.student)[1],
+            len(self.labels),
+            head=config.head,
+            dropout=config.dropout,
+            seed=config.seed,
+        )
+        return self.student
+
+    def reached(self, losses: Collection[str]) -> set[str]:
+        """Layers that these losses depend on."""
+        return {"output", "bilstm", "embedding"}
+
+    def losses(
+        self, batch: Batch, wanted: Collection[str], generator: np.random.Generator | None
+    ) -> dict[str, Tensor]:
+        """Losses of a batch, see :mod:`~xdistil_fast.train.losses`."""
+        own, said = self._in_student_pieces(batch)
+        offsets = torch.from_numpy(own.cu_seqlens)
+        emissions = self.student(torch.from_numpy(own.ids), offsets, generator)
+        found = {}
+        if "hard" in wanted:
+            targets = torch.from_numpy(own.targets)
+            if self.student.crf is None:
+                found["hard"] = losses.hard_loss(emissions, targets)
+            else:
+                found["hard"] = losses.crf_loss(self.student.crf, emissions, targets, offsets)
+        if "soft" in wanted:
+            weights = None if said.all() else torch.from_numpy(said.astype(np.float32))
+            found["soft"] = losses.logit_loss(emissions, torch.from_numpy(own.logits), weights)
+        return found
+
+    def _in_student_pieces(self, batch: Batch) -> tuple[Batch, npt.NDArray[np.bool_]]:
+        """A batch in the student's pieces, and on which of them the teacher has a say.
+
+        Where a teacher's piece is spelled with several, its logits are those of the first.
+        """
+        ids, source = self.vocabulary.respell(batch.ids)
+        heads = np.ones(len(ids), bool)
+        heads[1:] = source[1:] != source[:-1]
+        if heads.all():
+            own = dataclasses.replace(batch, ids=ids)
+        else:
+            targets = batch.targets[source]
+            rest = np.full_like(targets, IGNORED)
+            if self.config.pieces == "all":
+                rest = np.where(targets == IGNORED, IGNORED, self.inside[np.maximum(targets, 0)])
+            own = Batch(
+                ids=ids,
+                cu_seqlens=np.searchsorted(source, batch.cu_seqlens).astype(np.int32),
+                first=batch.first[source] & heads,
+                targets=np.where(heads, targets, rest),
+                logits=batch.logits[source],
+            )
+        return own, own.first if self.config.pieces == "first" else heads
+
+    def stored(self, tensors: dict[str, FloatArray]) -> dict[str, npt.NDArray[Any]]:
+        """Weights as they are stored: the table perhaps in half precision."""
+        table = tensors["embedding.weight"].astype(self.config.embedding_dtype)
+        return {**tensors, "embedding.weight": table}
+
+    def evaluate(self, tensors: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+        """Strict word-level scores on dev, by the code that users run."""
+        widened = {name: value.astype(np.float32) for name, value in tensors.items()}
+        tagger = serving.Student(self.model_config(), widened)
+        return score(self.dev_tags, tag_words(tagger, self.dev, self.labels)).to_dict()
+
+    def model_config(self, **more: Any) -> ModelConfig:
+        """``config.json`` of the student."""
+        embedding_size, hidden_size = parse_size(self.config.student)
+        return ModelConfig(
+            labels=tuple(self.labels),
+            vocab_size=len(self.vocabulary),
+            embedding_size=embedding_size,
+            hidden_size=hidden_size,
+            head=self.config.head,
+            **more,
+        )
