@@ -4,7 +4,8 @@ A cache folder holds one folder a key, the SHA-256 of everything the logits depe
 teacher, the bytes of all texts, the settings of the cut into pieces. In it lie shards of about
 4096 sentences (``shard-00000.safetensors``) and ``manifest.json``, which names each finished
 shard with the digest of its bytes. A run that was killed goes on behind its last shard; a shard
-that does not match its digest is made anew.
+that does not match its digest is made anew. Where several processes label, each makes every N-th
+shard and has a manifest of its own, ``manifest-R.json``, until all are done and become one.
 
 A shard of S sentences and P pieces:
 
@@ -13,12 +14,17 @@ A shard of S sentences and P pieces:
     first       [P] uint8    1 for the first piece of a word
     targets     [P] int16    gold labels, IGNORED where there is none
     logits      [P, C] float16  the teacher's; C = 0 where only the labels are trained on
+    languages   [S] int16    index into the sorted languages of the texts; only where they have any
+
+Memory does not grow with the text, but for the fingerprints of its sentences (64 bits each, in a
+set: about 70 bytes a different sentence) and what the Trainer knows of each sentence (some 20).
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -42,7 +48,15 @@ from xdistil_fast.train.alignment import (
     split_points,
     tag_ids,
 )
-from xdistil_fast.train.corpora import Corpus, Sentence, file_digest, read_transfer
+from xdistil_fast.train.augmentation import Augmenter
+from xdistil_fast.train.corpora import (
+    Corpus,
+    Sentence,
+    file_digest,
+    read_transfer,
+    split_language,
+)
+from xdistil_fast.train.distributed import Ranks
 
 SHARD_SENTENCES = 4096
 MANIFEST = "manifest.json"
@@ -83,22 +97,38 @@ class Texts:
     Attributes:
         train: labelled files.
         dev: labelled files whose sentences the transfer text must not show.
-        transfer: paths of unlabelled files.
+        transfer: paths of unlabelled files, perhaps with languages (``de=FILE``).
+        augmenter: makes what adds changed copies behind each sentence, anew for each pass.
     """
 
     train: tuple[Corpus, ...]
     dev: tuple[Corpus, ...] = ()
     transfer: tuple[str, ...] = ()
+    augmenter: Callable[[], Augmenter] | None = None
 
     def __iter__(self) -> Iterator[Sentence]:
         seen = {_fingerprint(s) for corpus in (*self.dev, *self.train) for s in corpus.sentences}
-        for corpus in self.train:
-            yield from corpus.sentences
-        for sentence in read_transfer(self.transfer):
-            mark = _fingerprint(sentence)
-            if mark not in seen:
-                seen.add(mark)
-                yield sentence
+        augmenter = None if self.augmenter is None else self.augmenter()
+
+        def new(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
+            for sentence in sentences:
+                mark = _fingerprint(sentence)
+                if mark not in seen:
+                    seen.add(mark)
+                    yield sentence
+
+        labelled = (sentence for corpus in self.train for sentence in corpus.sentences)
+        for sentence in itertools.chain(labelled, new(read_transfer(self.transfer))):
+            yield sentence
+            if augmenter is not None:
+                yield from new(augmenter.copies(sentence))
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages of the files, sorted; empty where none has one."""
+        found = {corpus.language for corpus in self.train}
+        found |= {split_language(path)[0] for path in self.transfer}
+        return sorted(found) if any(found) else []
 
     def describe(self) -> list[dict[str, Any]]:
         """Read all transfer text once; entries of ``run.json``'s ``data`` for its files.
@@ -112,13 +142,15 @@ class Texts:
             for sentence in read_transfer([path]):
                 sentences += 1
                 words += len(sentence.words or (sentence.text or "").split())
+            language, file = split_language(path)
             entries.append(
                 {
                     "role": "transfer",
-                    "name": runs.portable(path),
-                    "digest": file_digest(path),
+                    "name": runs.portable(str(file)),
+                    "digest": file_digest(file),
                     "sentences": sentences,
                     "words": words,
+                    **({"language": language} if language else {}),
                 }
             )
         return entries
@@ -200,6 +232,15 @@ class Cache:
             parts.append(shard["targets"][shard["cu_seqlens"][:-1]] != IGNORED)
         return np.concatenate([np.zeros(0, bool), *parts])
 
+    def languages(self) -> npt.NDArray[np.int16]:
+        """Number of each sentence's language, [N], in the order of ``Texts.languages``."""
+        parts = [np.zeros(0, np.int16)]
+        for path in self._paths:
+            shard = self._map(path)
+            none = np.zeros(len(shard["cu_seqlens"]) - 1, np.int16)
+            parts.append(shard.get("languages", none))
+        return np.concatenate(parts)
+
     def piece_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each of the teacher's pieces occurs, [vocab_size]."""
         counts = np.zeros(vocab_size, np.int64)
@@ -220,6 +261,7 @@ def build_cache(
     batch_pieces: int = 8192,
     expected: int | None = None,
     progress: bool = True,
+    ranks: Ranks | None = None,
 ) -> tuple[Cache, str]:
     """Label all sentences with the teacher, or take up what was labelled before.
 
@@ -234,6 +276,7 @@ def build_cache(
         batch_pieces: pieces the teacher is given at once.
         expected: number of sentences, about; lets the bar guess when it will be full.
         progress: show a bar, in pieces.
+        ranks: the processes that do it together; this one alone if None.
 
     Returns:
         The cache and its key.
@@ -253,16 +296,22 @@ def build_cache(
         "soft": soft,
         "shard_sentences": SHARD_SENTENCES,
     }
+    if texts.languages:
+        about["languages"] = texts.languages
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     folder = root / key[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = _read_manifest(folder / MANIFEST)
-    done: dict[str, dict[str, Any]] = manifest.get("shards", {})
+    ranks = ranks or Ranks()
+    own_manifest = folder / (MANIFEST if ranks.size == 1 else f"manifest-{ranks.rank}.json")
+    complete, done = _read_manifests(folder)
     good = {name for name, entry in done.items() if _intact(folder / name, entry)}
-    if manifest.get("complete") and len(good) == len(done):
+    ranks.wait()  # all have read before anybody writes
+    if complete and len(good) == len(done):
         return Cache(folder, done), key
     if damaged := sorted(set(done) - good):
         tqdm.write(f"{folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
+    # Where several work, each writes down what was there before as well: nothing is lost when one
+    # manifest replaces another.
     done = {name: done[name] for name in sorted(good)}
     sentences = 0
     with tqdm(
@@ -275,19 +324,32 @@ def build_cache(
     ) as bar:
         for number, chunk in enumerate(_chunks(texts, SHARD_SENTENCES)):
             name = f"shard-{number:05d}.safetensors"
-            if name not in good:
+            if name in good:
+                bar.update(done[name]["pieces"])
+            elif number % ranks.size == ranks.rank:
                 arrays = _label(teacher, chunk, max_length, pieces, soft, batch_pieces, bar)
+                if texts.languages:
+                    arrays["languages"] = _languages(chunk, arrays.pop("order"), texts.languages)
+                arrays.pop("order", None)
                 done[name] = _write_shard(folder / name, arrays)
                 done = dict(sorted(done.items()))
-                runs.write_json(folder / MANIFEST, {"about": about, "shards": done})
+                runs.write_json(own_manifest, {"about": about, "shards": done})
             else:
-                bar.update(done[name]["pieces"])
+                continue
             sentences += len(chunk)
             if expected:
-                bar.total = round(bar.n * max(1.0, expected / sentences))
+                bar.total = round(bar.n * max(1.0, expected / ranks.size / sentences))
+    ranks.wait()
+    if ranks.size > 1:
+        _, done = _read_manifests(folder)
+    ranks.wait()
     if not sum(entry["pieces"] for entry in done.values()):
         raise ValueError("train and transfer: the tokeniser makes no piece of any of these words")
-    runs.write_json(folder / MANIFEST, {"about": about, "complete": True, "shards": done})
+    if ranks.first:
+        runs.write_json(folder / MANIFEST, {"about": about, "complete": True, "shards": done})
+        for file in folder.glob("manifest-*.json"):
+            file.unlink()
+    ranks.wait()
     return Cache(folder, done), key
 
 
@@ -311,21 +373,22 @@ def _label(
     batch_pieces: int,
     bar: tqdm[Any],
 ) -> Arrays:
-    """The arrays of one shard."""
+    """The arrays of one shard; ``order`` [S] says which of ``sentences`` each run is of."""
     parts: list[tuple[npt.NDArray[Any], ...]] = []  # ids, first, targets of each run
+    order: list[int] = []
     # Sentences of words and sentences of text are tokenised in different ways.
-    worded = [s for s in sentences if s.words is not None]
-    running = [s.text or "" for s in sentences if s.words is None]
-    labelled = [s for s in worded if s.tags is not None]
-    plain = [s for s in worded if s.tags is None]
-    for group, tags in (
-        (align(teacher.tokenizer, [s.words or () for s in labelled]), labelled),
-        (align(teacher.tokenizer, [s.words or () for s in plain]), None),
-        (align_text(teacher.tokenizer, running), None),
-    ):
+    worded = [i for i, s in enumerate(sentences) if s.words is not None]
+    running = [i for i, s in enumerate(sentences) if s.words is None]
+    labelled = [i for i in worded if sentences[i].tags is not None]
+    plain = [i for i in worded if sentences[i].tags is None]
+    for numbers, tags in ((labelled, True), (plain, False), (running, False)):
+        if numbers is running:
+            group = align_text(teacher.tokenizer, [sentences[i].text or "" for i in numbers])
+        else:
+            group = align(teacher.tokenizer, [sentences[i].words or () for i in numbers])
         targets = np.full(len(group.ids), IGNORED, np.int64)
-        if tags is not None:
-            words = tag_ids([s.tags or () for s in tags], teacher.labels)
+        if tags:
+            words = tag_ids([sentences[i].tags or () for i in numbers], teacher.labels)
             targets = piece_targets(group, words, teacher.labels, pieces)
         first = np.zeros(len(group.ids), np.uint8)
         first[group.first_piece[group.first_piece >= 0]] = 1
@@ -333,6 +396,7 @@ def _label(
             for start, stop in split_points(group, sentence, max_length):
                 run = slice(start, stop)
                 parts.append((group.ids[run], first[run], targets[run]))
+                order.append(numbers[sentence])
     ids = [part[0] for part in parts]
     total = sum(map(len, ids))
     logits = np.zeros((total, 0), np.float16)
@@ -355,7 +419,17 @@ def _label(
         "first": np.concatenate([*(part[1] for part in parts), empty]).astype(np.uint8),
         "targets": np.concatenate([*(part[2] for part in parts), empty]).astype(np.int16),
         "logits": logits,
+        "order": np.array(order, np.int64),
     }
+
+
+def _languages(
+    sentences: Sequence[Sentence], order: npt.NDArray[Any], names: Sequence[str]
+) -> npt.NDArray[np.int16]:
+    """Number of the language of each run of a shard."""
+    number = {name: i for i, name in enumerate(names)}
+    each = np.array([number[sentence.language] for sentence in sentences], np.int16)
+    return each[order]
 
 
 def align_text(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> Alignment:
@@ -401,13 +475,22 @@ def _write_shard(path: Path, arrays: Arrays) -> dict[str, Any]:
     }
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest; empty where there is none or it is damaged, and the shards are made anew."""
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+def _read_manifests(folder: Path) -> tuple[bool, dict[str, dict[str, Any]]]:
+    """Whether all is done, and the shards of all manifests.
+
+    One that is missing or damaged counts as empty, and its shards are made anew.
+    """
+    complete = False
+    shards: dict[str, dict[str, Any]] = {}
+    for path in [folder / MANIFEST, *sorted(folder.glob("manifest-*.json"))]:
+        try:
+            manifest = json.loads(path.read_text("utf-8"))
+            found = dict(manifest.get("shards", {}))
+        except (FileNotFoundError, ValueError, AttributeError, TypeError):
+            continue
+        complete |= manifest.get("complete") is True
+        shards |= found
+    return complete, dict(sorted(shards.items()))
 
 
 def _intact(path: Path, entry: Mapping[str, Any]) -> bool:

@@ -8,6 +8,8 @@ Then the student is trained (:mod:`~xdistil_fast.train.trainer`) as the schedule
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import shutil
 import time
@@ -25,11 +27,13 @@ from xdistil_fast.model_io import (
     file_digest,
     save_folder,
 )
-from xdistil_fast.train import checkpoint, embeddings, runs
+from xdistil_fast.train import checkpoint, distributed, embeddings, runs
+from xdistil_fast.train.augmentation import Augmenter, parse_augmentation
 from xdistil_fast.train.cache import Texts, build_cache
 from xdistil_fast.train.card import model_card
 from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_size
 from xdistil_fast.train.corpora import Corpus, check_label_map, labelling_of, read_labelled
+from xdistil_fast.train.languages import check_languages
 from xdistil_fast.train.tagging import Tagging
 from xdistil_fast.train.teacher import Teacher
 from xdistil_fast.train.trainer import Trainer
@@ -57,12 +61,27 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         OSError: a full disk, say. The same call goes on from the last checkpoint.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the state was saved.
     """
+    with distributed.joined() as ranks:
+        if not ranks.first:
+            config = dataclasses.replace(config, progress=False)
+        return _distill(config, command, ranks)
+
+
+def _distill(
+    config: DistillConfig, command: Sequence[str], ranks: distributed.Ranks
+) -> dict[str, Any]:
     out = Path(config.output)
     checkpoint.check_output(out)
     label_map = None if config.label_map is None else check_label_map(config.label_map)
     train = tuple(read_labelled(path, label_map) for path in config.train)
     dev = tuple(read_labelled(path, label_map) for path in config.dev)
+    check_languages(dev, "dev")
     texts = Texts(train, () if config.keep_dev_sentences else dev, config.transfer)
+    if config.language_sampling != 1 and (not texts.languages or "" in texts.languages):
+        raise ValueError(
+            f"language_sampling is {config.language_sampling:g}; it needs the language of all "
+            "files of train and transfer (LANG=FILE)"
+        )
     data = [
         *(corpus.describe("train") for corpus in train),
         *(corpus.describe("dev") for corpus in dev),
@@ -72,6 +91,11 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
     embeddings_digest = file_digest(config.embeddings) if from_file else None
     teacher = Teacher.from_pretrained(config.teacher)
     check_labels(teacher.labels, train, dev)
+    if rates := parse_augmentation(config.augment):
+        mask = getattr(teacher.hf_tokenizer, "mask_token", None)
+        make = functools.partial(Augmenter, rates, train, config.seed, mask)
+        make()  # refuses what cannot be before any work
+        texts = dataclasses.replace(texts, augmenter=make)
     # A moved teacher or file is still the same one: their digests decide.
     paths = ("teacher", "train", "dev", "transfer")
     settings = {name: v for name, v in config.identity().items() if name not in paths}
@@ -79,25 +103,29 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         "settings": settings,
         "teacher": teacher.digest(),
         "labels": teacher.labels,
-        "data": [[entry["role"], entry["digest"]] for entry in data],
+        "data": [
+            [entry["role"], entry["digest"], *([entry["language"]] if "language" in entry else [])]
+            for entry in data
+        ],
         "embeddings_file": embeddings_digest,
     }
     if (record := checkpoint.finished_before(out, key)) is not None:
         return record
     part = out.with_name(out.name + ".part")
-    checkpoint.open_part(part, key)
+    ranks.first_goes_ahead(lambda: checkpoint.open_part(part, key))
     clock = time.perf_counter()
     cache, cache_key = build_cache(
         Path(config.cache) if config.cache else part / _CACHE_FOLDER,
         teacher,
         texts,
-        [str(entry["digest"]) for entry in data] + [str(label_map), str(len(texts.dev))],
+        _content(data, label_map, texts, config),
         max_length=config.max_length,
         pieces=config.pieces,
         soft=config.soft,
         batch_pieces=config.batch_pieces,
         expected=sum(int(entry["sentences"]) for entry in data if entry["role"] != "dev"),
         progress=config.progress,
+        ranks=ranks,
     )
     label_seconds = time.perf_counter() - clock
     table = teacher.word_piece_embeddings()
@@ -105,12 +133,31 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         teacher.tokenizer, cache.piece_counts(len(table)), config.min_piece_count
     )
     task = Tagging(config, teacher.labels, vocabulary, dev)
-    trainer = Trainer(config, task, cache, part)
+    trainer = Trainer(config, task, cache, part, ranks)
     size, _ = parse_size(config.student)
     trainer.restore(len(vocabulary), size, lambda: _start_values(config, vocabulary, table))
     trainer.seconds["labelling"] += label_seconds
     trainer.go()
-    return _finish(trainer, out, key, teacher, vocabulary, data, cache_key, command)
+    ranks.wait()  # nobody reads in the working folder any more
+    if ranks.first:
+        _finish(trainer, task, out, key, teacher, vocabulary, data, cache_key, command)
+    ranks.wait()
+    return runs.read_run(out)
+
+
+def _content(
+    data: Sequence[dict[str, Any]],
+    label_map: dict[str, str | None] | None,
+    texts: Texts,
+    config: DistillConfig,
+) -> list[str]:
+    """All that decides what the texts hold, for the key of the cache."""
+    content = [str(entry["digest"]) for entry in data] + [str(label_map), str(len(texts.dev))]
+    if texts.languages:
+        content += [str(entry.get("language", "")) for entry in data]
+    if config.augment:
+        content += [config.augment, str(config.seed)]
+    return content
 
 
 def check_labels(labels: Sequence[str], train: Sequence[Corpus], dev: Sequence[Corpus]) -> None:
@@ -154,6 +201,7 @@ def _start_values(
 
 def _finish(
     trainer: Trainer,
+    task: Tagging,
     out: Path,
     key: dict[str, Any],
     teacher: Teacher,
@@ -163,11 +211,14 @@ def _finish(
     command: Sequence[str],
 ) -> dict[str, Any]:
     """Write the model folder from the best epoch and move it to ``out``."""
-    config, task, cache = trainer.config, trainer.task, trainer.cache
+    config, cache = trainer.config, trainer.cache
     tensors = task.stored(trainer.best)
     parameters = sum(value.size for value in tensors.values())
+    dev = task.evaluate(tensors)
+    if task.dev_languages:
+        dev |= task.against_teacher(tensors, teacher)
     metrics = {
-        "dev": task.evaluate(tensors),
+        "dev": dev,
         "best_epoch": trainer.best_epoch,
         "parameters": parameters,
         "teacher_parameters": teacher.parameters,

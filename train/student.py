@@ -7,6 +7,7 @@ saying where each sentence starts. Nothing is padded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,13 @@ from xdistil_fast.train.alignment import Alignment
 from xdistil_fast.train.schedules import GROUPS
 
 FloatArray = npt.NDArray[np.float32]
+
+
+class Dropout(Protocol):
+    """Source of dropout: a NumPy generator, or the part of one that belongs to some rows."""
+
+    def bytes(self, length: int, /) -> bytes:
+        """Random bytes."""
 
 
 class Student(torch.nn.Module):
@@ -53,9 +61,7 @@ class Student(torch.nn.Module):
             self.output = nn.Linear(2 * hidden_size, num_labels)
             self.crf = nn.CRF(num_labels) if head == "crf" else None
 
-    def forward(
-        self, ids: Tensor, cu_seqlens: Tensor, generator: np.random.Generator | None = None
-    ) -> Tensor:
+    def forward(self, ids: Tensor, cu_seqlens: Tensor, generator: Dropout | None = None) -> Tensor:
         """Emissions of a batch.
 
         Args:
@@ -73,7 +79,7 @@ class Student(torch.nn.Module):
         emissions: Tensor = self.output(values)
         return emissions
 
-    def _drop(self, values: Tensor, generator: np.random.Generator | None) -> Tensor:
+    def _drop(self, values: Tensor, generator: Dropout | None) -> Tensor:
         # 16 random bits an element: the mask costs a tenth of one from torch's generator.
         dropped = round(self.dropout * 65536)
         if generator is None or not dropped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from xdistil_fast.train import runs
 from xdistil_fast.train.config import DECAYS, HEADS, STORED, DistillConfig
 from xdistil_fast.train.corpora import load_label_map
 from xdistil_fast.train.distillation import distill
+from xdistil_fast.train.languages import language_table
 from xdistil_fast.train.schedules import SCHEDULES
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
@@ -31,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the sub-command."""
-    files: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "FILE"}
+    files: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "[LANG=]FILE"}
     parser.add_argument(
         "--teacher", required=True, metavar="FOLDER", help="fine-tuned teacher: folder or Hub id"
     )
@@ -83,6 +85,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--min-piece-count", int, "spell pieces seen less often with shorter ones")
     _add(parser, "--max-length", int, "pieces after which a sentence is cut between words")
     parser.add_argument(
+        "--augment", default="", metavar="KIND=N,...",
+        help="changed copies a sentence, labelled by the teacher: swap (entities), dropout, mask "
+        "(words), crop, join; for example swap=1,dropout=0.5",
+    )  # fmt: skip
+    _add(
+        parser, "--language-sampling", float,
+        "languages are drawn by their sentences to this power, 1: as they are, 0: all alike",
+        metavar="ALPHA",
+    )  # fmt: skip
+    parser.add_argument(
         "--keep-dev-sentences", action="store_true",
         help="keep transfer sentences that also stand in dev",
     )  # fmt: skip
@@ -109,7 +121,11 @@ def run(args: argparse.Namespace) -> int:
     settings["label_map"] = load_label_map(args.label_map) if args.label_map else None
     config = DistillConfig(**settings, progress=not args.quiet)
     record = distill(config, command=runs.command_line(args))
+    if os.environ.get("RANK", "0") != "0":  # torchrun started several, and one prints
+        return 0
     metrics = record["metrics"]
+    if "languages" in metrics["dev"]:
+        print(language_table(metrics["dev"]))
     print(
         f"{args.output}: dev F1 {metrics['dev']['f1']:.2f} after epoch {metrics['best_epoch']}, "
         f"{metrics['parameters']:,} parameters, {metrics['bytes'] / 1e6:.1f} MB, "

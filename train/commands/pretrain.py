@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast.train import runs
+from xdistil_fast.train.distributed import one_process_only
 from xdistil_fast.train.pretrain import PretrainSettings, pretrain
 
 _DEFAULTS = PretrainSettings()
@@ -59,6 +60,7 @@ def _add(
 
 def run(args: argparse.Namespace) -> int:
     """Run the sub-command; returns the exit status."""
+    one_process_only("xdistil pretrain")
     names = PretrainSettings.__dataclass_fields__
     settings = PretrainSettings(**{k: v for k, v in vars(args).items() if k in names})
     record = pretrain(args.model, args.text, args.output, settings, command=runs.command_line(args))
