@@ -123,9 +123,10 @@ class Corpus:
 def split_language(argument: Path | str) -> tuple[str, Path]:
     """Language and file of ``LANG=FILE``; of a plain ``FILE`` the language is "".
 
-    A language is a tag of letters like ``de`` or ``zh-Hant``.
+    A language is a tag of letters like ``de`` or ``zh-Hant``. Only a string can have one: a Path is
+    the file.
     """
-    found = _LANGUAGE.fullmatch(str(argument))
+    found = None if isinstance(argument, Path) else _LANGUAGE.fullmatch(argument)
     return (found[1], Path(found[2])) if found else ("", Path(argument))
 
 

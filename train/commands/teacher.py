@@ -37,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         action="extend",
-        type=Path,
         metavar="[LANG=]FILE",
         help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped)",
     )
@@ -46,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         action="extend",
-        type=Path,
         metavar="[LANG=]FILE",
         help="labelled sentences that choose the best epoch; with languages, by the mean over them",
     )

@@ -54,7 +54,6 @@ def add_parser(subparsers: Any) -> None:
         required=True,
         nargs="+",
         action="extend",
-        type=Path,
         metavar="[LANG=]FILE",
         help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped); several are pooled, and "
         "with languages also scored by each",

@@ -48,7 +48,6 @@ def add_parser(subparsers: Any) -> None:
         required=True,
         nargs="+",
         action="extend",
-        type=Path,
         metavar="FILE",
         help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped); several are pooled",
     )
