@@ -1,4 +1,4 @@
-"""The teacher's logits on disk: made once, resumable, read at random.
+"""The teacher's outputs on disk: made once, resumable, read at random.
 
 A cache folder holds one folder a key, the SHA-256 of everything the logits depend on: the
 teacher, the bytes of all texts, the settings of the cut into pieces. In it lie shards of about
@@ -13,10 +13,15 @@ A shard of S sentences and P pieces:
     first       [P] uint8    1 for the first piece of a word
     targets     [P] int16    gold labels, IGNORED where there is none
     logits      [P, C] float16  the teacher's; C = 0 where only the labels are trained on
+    representation  [P, R] float16  of a hidden layer of the teacher; not there where none is asked
+
+Beside shards with reduced representations lies ``components.safetensors``, the principal components
+they are given in (:mod:`~xdistil_fast.train.representation`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -43,6 +48,13 @@ from xdistil_fast.train.alignment import (
     tag_ids,
 )
 from xdistil_fast.train.corpora import Corpus, Sentence, file_digest, read_transfer
+from xdistil_fast.train.representation import (
+    Components,
+    Representation,
+    principal_components,
+    spread,
+    stored_components,
+)
 
 SHARD_SENTENCES = 4096
 MANIFEST = "manifest.json"
@@ -51,6 +63,11 @@ _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 Float32Array = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
+# Sequences of pieces and a progress callback to logits and hidden states, the latter maybe empty.
+Ask = Callable[
+    [list[npt.NDArray[Any]], Callable[[int], object]],
+    tuple[list[Float32Array], list[Float32Array]],
+]
 
 
 class Labeller(Protocol):
@@ -70,6 +87,17 @@ class Labeller(Protocol):
         progress: Callable[[int], object] | None = ...,
     ) -> list[Float32Array]:
         """Logits [T_i, C] of each sequence of piece ids."""
+
+    def outputs(
+        self,
+        sequences: Sequence[npt.NDArray[np.integer]],
+        batch_tokens: int = ...,
+        progress: Callable[[int], object] | None = ...,
+        *,
+        layer: int,
+        reduce: Callable[[Float32Array], Float32Array] | None = ...,
+    ) -> tuple[list[Float32Array], list[Float32Array]]:
+        """Logits, and the states [T_i, R] of a layer after ``reduce``."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +169,8 @@ class Batch:
         first: [P] bool, first pieces of words.
         targets: [P] int64, gold labels or IGNORED.
         logits: [P, C] float32, the teacher's.
+        representation: [P, R] float32, of a hidden layer of the teacher; R = 0 where the cache has
+            none.
     """
 
     ids: npt.NDArray[np.int32]
@@ -148,6 +178,7 @@ class Batch:
     first: npt.NDArray[np.bool_]
     targets: npt.NDArray[np.int64]
     logits: Float32Array
+    representation: Float32Array
 
 
 class Cache:
@@ -156,6 +187,7 @@ class Cache:
     Attributes:
         sentences: N.
         pieces: number of all pieces.
+        width: R of the representations, 0 where there are none.
     """
 
     def __init__(self, folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> None:
@@ -168,12 +200,13 @@ class Cache:
         self.pieces = sum(entry["pieces"] for entry in entries.values())
         # Each open map holds a file descriptor, of which a process may have 1024 at worst.
         self._map = functools.lru_cache(maxsize=512)(_map_shard)
+        first = self._map(self._paths[0]) if self._paths else {}
+        self.width = first["representation"].shape[1] if "representation" in first else 0
 
     def batch(self, sentences: npt.NDArray[np.integer]) -> Batch:
         """Sentences by number, in the order given."""
-        parts: dict[str, list[npt.NDArray[Any]]] = {
-            name: [] for name in ("ids", "first", "targets", "logits")
-        }
+        names = ("ids", "first", "targets", "logits", *(["representation"] if self.width else []))
+        parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
         cu_seqlens = np.zeros(len(sentences) + 1, np.int32)
         homes = np.searchsorted(self._first, sentences, side="right") - 1
         for row, (home, sentence) in enumerate(zip(homes, sentences, strict=True)):
@@ -190,6 +223,11 @@ class Cache:
             first=joined["first"].astype(bool),
             targets=joined["targets"].astype(np.int64),
             logits=joined["logits"].astype(np.float32),
+            representation=(
+                joined["representation"].astype(np.float32)
+                if self.width
+                else np.zeros((len(joined["ids"]), 0), np.float32)
+            ),
         )
 
     def labelled(self) -> npt.NDArray[np.bool_]:
@@ -217,6 +255,7 @@ def build_cache(
     max_length: int = 256,
     pieces: Literal["all", "first"] = "all",
     soft: bool = True,
+    representation: Representation | None = None,
     batch_pieces: int = 8192,
     expected: int | None = None,
     progress: bool = True,
@@ -231,6 +270,7 @@ def build_cache(
         max_length: most pieces of a sentence; longer ones are cut at word borders.
         pieces: which pieces have targets.
         soft: whether the logits are wanted.
+        representation: which hidden states are wanted; None for none. Logits come with them.
         batch_pieces: pieces the teacher is given at once.
         expected: number of sentences, about; lets the bar guess when it will be full.
         progress: show a bar, in pieces.
@@ -253,6 +293,8 @@ def build_cache(
         "soft": soft,
         "shard_sentences": SHARD_SENTENCES,
     }
+    if representation is not None:
+        about["representation"] = dataclasses.asdict(representation)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     folder = root / key[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -261,12 +303,29 @@ def build_cache(
     good = {name for name, entry in done.items() if _intact(folder / name, entry)}
     if manifest.get("complete") and len(good) == len(done):
         return Cache(folder, done), key
+    extra: dict[str, Any] = {}
+    reduce = None
+    if representation is not None and representation.size:
+        reduce, extra["components"] = stored_components(
+            folder, lambda: _components(teacher, texts, representation, max_length, batch_pieces)
+        )
+        if extra["components"] != manifest.get("components"):
+            done, good = {}, set()  # shards in other components are of no use beside these
+
+    def ask(
+        ids: list[npt.NDArray[Any]], bar: Callable[[int], object]
+    ) -> tuple[list[Float32Array], list[Float32Array]]:
+        if representation is None:
+            return teacher.logits(ids, batch_pieces, bar), []
+        return teacher.outputs(ids, batch_pieces, bar, layer=representation.layer, reduce=reduce)
+
     if damaged := sorted(set(done) - good):
         tqdm.write(f"{folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
     done = {name: done[name] for name in sorted(good)}
     sentences = 0
+    asked = soft or representation is not None
     with tqdm(
-        desc="teacher labels" if soft else "pieces",
+        desc="teacher labels" if asked else "pieces",
         unit="piece",
         unit_scale=True,
         disable=None if progress else True,
@@ -276,10 +335,10 @@ def build_cache(
         for number, chunk in enumerate(_chunks(texts, SHARD_SENTENCES)):
             name = f"shard-{number:05d}.safetensors"
             if name not in good:
-                arrays = _label(teacher, chunk, max_length, pieces, soft, batch_pieces, bar)
+                arrays = _label(teacher, chunk, max_length, pieces, ask if asked else None, bar)
                 done[name] = _write_shard(folder / name, arrays)
                 done = dict(sorted(done.items()))
-                runs.write_json(folder / MANIFEST, {"about": about, "shards": done})
+                runs.write_json(folder / MANIFEST, {"about": about, **extra, "shards": done})
             else:
                 bar.update(done[name]["pieces"])
             sentences += len(chunk)
@@ -287,7 +346,7 @@ def build_cache(
                 bar.total = round(bar.n * max(1.0, expected / sentences))
     if not sum(entry["pieces"] for entry in done.values()):
         raise ValueError("train and transfer: the tokeniser makes no piece of any of these words")
-    runs.write_json(folder / MANIFEST, {"about": about, "complete": True, "shards": done})
+    runs.write_json(folder / MANIFEST, {"about": about, "complete": True, **extra, "shards": done})
     return Cache(folder, done), key
 
 
@@ -307,8 +366,7 @@ def _label(
     sentences: Sequence[Sentence],
     max_length: int,
     pieces: Literal["all", "first"],
-    soft: bool,
-    batch_pieces: int,
+    ask: Ask | None,
     bar: tqdm[Any],
 ) -> Arrays:
     """The arrays of one shard."""
@@ -336,14 +394,12 @@ def _label(
     ids = [part[0] for part in parts]
     total = sum(map(len, ids))
     logits = np.zeros((total, 0), np.float16)
-    if soft and ids:
-        lengths = sum(map(len, ids)) / len(ids)
-        values = np.concatenate(
-            teacher.logits(ids, batch_pieces, lambda n: bar.update(round(n * lengths)))
-        )
-        if not np.isfinite(values).all() or np.abs(values).max() > _FLOAT16_MAX:
-            raise ValueError("the teacher's logits are not finite, or too large for float16")
-        logits = values.astype(np.float16)
+    hidden = None
+    if ask is not None and ids:
+        lengths = total / len(ids)
+        values, states = ask(ids, lambda n: bar.update(round(n * lengths)))
+        logits = _half("logits", values)
+        hidden = _half("hidden states", states) if states else None
     else:
         bar.update(total)
     cu_seqlens = np.zeros(len(ids) + 1, np.int32)
@@ -355,7 +411,41 @@ def _label(
         "first": np.concatenate([*(part[1] for part in parts), empty]).astype(np.uint8),
         "targets": np.concatenate([*(part[2] for part in parts), empty]).astype(np.int16),
         "logits": logits,
+        **({} if hidden is None else {"representation": hidden}),
     }
+
+
+def _half(name: str, parts: Sequence[Float32Array]) -> npt.NDArray[np.float16]:
+    """Join and narrow what the teacher gave.
+
+    Raises:
+        ValueError: it is not finite or exceeds what float16 holds.
+    """
+    values = np.concatenate(parts)
+    if not np.isfinite(values).all() or np.abs(values).max() > _FLOAT16_MAX:
+        raise ValueError(f"the teacher's {name} are not finite, or too large for float16")
+    return values.astype(np.float16)
+
+
+def _components(
+    teacher: Labeller,
+    texts: Texts,
+    representation: Representation,
+    max_length: int,
+    batch_pieces: int,
+) -> Components:
+    """Principal components of a layer on a sample of the labelled text."""
+    words = [s.words or () for corpus in texts.train for s in corpus.sentences]
+    sample = align(teacher.tokenizer, spread(words))
+    ids = [
+        sample.ids[start:stop]
+        for sentence in range(len(sample))
+        for start, stop in split_points(sample, sentence, max_length)
+    ]
+    return principal_components(
+        lambda add: teacher.outputs(ids, batch_pieces, layer=representation.layer, reduce=add),
+        representation.size,
+    )
 
 
 def align_text(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> Alignment:
