@@ -1,4 +1,4 @@
-"""The teacher's logits on disk: made once, resumable, read at random.
+"""The teacher's outputs on disk: made once, resumable, read at random.
 
 A cache folder holds one folder a key, the SHA-256 of everything the logits depend on: the
 teacher, the bytes of all texts, the settings of the cut into pieces. In it lie shards of about
@@ -15,6 +15,10 @@ A shard of S sentences and P pieces:
     targets     [P] int16    gold labels, IGNORED where there is none
     logits      [P, C] float16  the teacher's; C = 0 where only the labels are trained on
     languages   [S] int16    index into the sorted languages of the texts; only where they have any
+    representation  [P, R] float16  of a hidden layer of the teacher; not there where none is asked
+
+Beside shards with reduced representations lies ``components.safetensors``, the principal components
+they are given in (:mod:`~xdistil_fast.train.representation`).
 
 Memory does not grow with the text, but for the fingerprints of its sentences (64 bits each, in a
 set: about 70 bytes a different sentence) and what the Trainer knows of each sentence (some 20).
@@ -22,9 +26,9 @@ set: about 70 bytes a different sentence) and what the Trainer knows of each sen
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
 import sys
@@ -48,15 +52,16 @@ from xdistil_fast.train.alignment import (
     split_points,
     tag_ids,
 )
-from xdistil_fast.train.augmentation import Augmenter
-from xdistil_fast.train.corpora import (
-    Corpus,
-    Sentence,
-    file_digest,
-    read_transfer,
-    split_language,
-)
+from xdistil_fast.train.corpora import Sentence, file_digest
 from xdistil_fast.train.distributed import Ranks
+from xdistil_fast.train.representation import (
+    Components,
+    Representation,
+    principal_components,
+    spread,
+    stored_components,
+)
+from xdistil_fast.train.texts import Texts
 
 SHARD_SENTENCES = 4096
 MANIFEST = "manifest.json"
@@ -65,6 +70,11 @@ _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 Float32Array = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
+# Sequences of pieces and a progress callback to logits and hidden states, the latter maybe empty.
+Ask = Callable[
+    [list[npt.NDArray[Any]], Callable[[int], object]],
+    tuple[list[Float32Array], list[Float32Array]],
+]
 
 
 class Labeller(Protocol):
@@ -85,82 +95,16 @@ class Labeller(Protocol):
     ) -> list[Float32Array]:
         """Logits [T_i, C] of each sequence of piece ids."""
 
-
-@dataclass(frozen=True)
-class Texts:
-    """The sentences of a run: all of ``train``, then the transfer text.
-
-    A transfer sentence that came before, in ``train`` or in the transfer text, is left out, and so
-    is one of ``dev``. Sentences are compared without white space, so that running text equals its
-    tokenised form.
-
-    Attributes:
-        train: labelled files.
-        dev: labelled files whose sentences the transfer text must not show.
-        transfer: paths of unlabelled files, perhaps with languages (``de=FILE``).
-        augmenter: makes what adds changed copies behind each sentence, anew for each pass.
-    """
-
-    train: tuple[Corpus, ...]
-    dev: tuple[Corpus, ...] = ()
-    transfer: tuple[str, ...] = ()
-    augmenter: Callable[[], Augmenter] | None = None
-
-    def __iter__(self) -> Iterator[Sentence]:
-        seen = {_fingerprint(s) for corpus in (*self.dev, *self.train) for s in corpus.sentences}
-        augmenter = None if self.augmenter is None else self.augmenter()
-
-        def new(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
-            for sentence in sentences:
-                mark = _fingerprint(sentence)
-                if mark not in seen:
-                    seen.add(mark)
-                    yield sentence
-
-        labelled = (sentence for corpus in self.train for sentence in corpus.sentences)
-        for sentence in itertools.chain(labelled, new(read_transfer(self.transfer))):
-            yield sentence
-            if augmenter is not None:
-                yield from new(augmenter.copies(sentence))
-
-    @property
-    def languages(self) -> list[str]:
-        """Languages of the files, sorted; empty where none has one."""
-        found = {corpus.language for corpus in self.train}
-        found |= {split_language(path)[0] for path in self.transfer}
-        return sorted(found) if any(found) else []
-
-    def describe(self) -> list[dict[str, Any]]:
-        """Read all transfer text once; entries of ``run.json``'s ``data`` for its files.
-
-        Raises:
-            ValueError, OSError: a file that cannot be read to its end.
-        """
-        entries = []
-        for path in self.transfer:
-            sentences = words = 0
-            for sentence in read_transfer([path]):
-                sentences += 1
-                words += len(sentence.words or (sentence.text or "").split())
-            language, file = split_language(path)
-            entries.append(
-                {
-                    "role": "transfer",
-                    "name": runs.portable(str(file)),
-                    "digest": file_digest(file),
-                    "sentences": sentences,
-                    "words": words,
-                    **({"language": language} if language else {}),
-                }
-            )
-        return entries
-
-
-def _fingerprint(sentence: Sentence) -> int:
-    """64 bits of a hash: a set of them costs a tenth of the texts."""
-    joined = "".join(sentence.words or (sentence.text or "").split())
-    joined = "".join(joined.split())
-    return int.from_bytes(hashlib.blake2b(joined.encode(), digest_size=8).digest(), "little")
+    def outputs(
+        self,
+        sequences: Sequence[npt.NDArray[np.integer]],
+        batch_tokens: int = ...,
+        progress: Callable[[int], object] | None = ...,
+        *,
+        layer: int,
+        reduce: Callable[[Float32Array], Float32Array] | None = ...,
+    ) -> tuple[list[Float32Array], list[Float32Array]]:
+        """Logits, and the states [T_i, R] of a layer after ``reduce``."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +117,8 @@ class Batch:
         first: [P] bool, first pieces of words.
         targets: [P] int64, gold labels or IGNORED.
         logits: [P, C] float32, the teacher's.
+        representation: [P, R] float32, of a hidden layer of the teacher; R = 0 where the cache has
+            none.
     """
 
     ids: npt.NDArray[np.int32]
@@ -180,6 +126,7 @@ class Batch:
     first: npt.NDArray[np.bool_]
     targets: npt.NDArray[np.int64]
     logits: Float32Array
+    representation: Float32Array
 
 
 class Cache:
@@ -188,6 +135,7 @@ class Cache:
     Attributes:
         sentences: N.
         pieces: number of all pieces.
+        width: R of the representations, 0 where there are none.
     """
 
     def __init__(self, folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> None:
@@ -200,12 +148,13 @@ class Cache:
         self.pieces = sum(entry["pieces"] for entry in entries.values())
         # Each open map holds a file descriptor, of which a process may have 1024 at worst.
         self._map = functools.lru_cache(maxsize=512)(_map_shard)
+        first = self._map(self._paths[0]) if self._paths else {}
+        self.width = first["representation"].shape[1] if "representation" in first else 0
 
     def batch(self, sentences: npt.NDArray[np.integer]) -> Batch:
         """Sentences by number, in the order given."""
-        parts: dict[str, list[npt.NDArray[Any]]] = {
-            name: [] for name in ("ids", "first", "targets", "logits")
-        }
+        names = ("ids", "first", "targets", "logits", *(["representation"] if self.width else []))
+        parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
         cu_seqlens = np.zeros(len(sentences) + 1, np.int32)
         homes = np.searchsorted(self._first, sentences, side="right") - 1
         for row, (home, sentence) in enumerate(zip(homes, sentences, strict=True)):
@@ -222,6 +171,11 @@ class Cache:
             first=joined["first"].astype(bool),
             targets=joined["targets"].astype(np.int64),
             logits=joined["logits"].astype(np.float32),
+            representation=(
+                joined["representation"].astype(np.float32)
+                if self.width
+                else np.zeros((len(joined["ids"]), 0), np.float32)
+            ),
         )
 
     def labelled(self) -> npt.NDArray[np.bool_]:
@@ -258,6 +212,7 @@ def build_cache(
     max_length: int = 256,
     pieces: Literal["all", "first"] = "all",
     soft: bool = True,
+    representation: Representation | None = None,
     batch_pieces: int = 8192,
     expected: int | None = None,
     progress: bool = True,
@@ -273,6 +228,7 @@ def build_cache(
         max_length: most pieces of a sentence; longer ones are cut at word borders.
         pieces: which pieces have targets.
         soft: whether the logits are wanted.
+        representation: which hidden states are wanted; None for none. Logits come with them.
         batch_pieces: pieces the teacher is given at once.
         expected: number of sentences, about; lets the bar guess when it will be full.
         progress: show a bar, in pieces.
@@ -298,24 +254,47 @@ def build_cache(
     }
     if texts.languages:
         about["languages"] = texts.languages
+    if representation is not None:
+        about["representation"] = dataclasses.asdict(representation)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     folder = root / key[:16]
     folder.mkdir(parents=True, exist_ok=True)
     ranks = ranks or Ranks()
     own_manifest = folder / (MANIFEST if ranks.size == 1 else f"manifest-{ranks.rank}.json")
-    complete, done = _read_manifests(folder)
+    manifest = _read_manifests(folder)
+    done: dict[str, dict[str, Any]] = manifest["shards"]
     good = {name for name, entry in done.items() if _intact(folder / name, entry)}
     ranks.wait()  # all have read before anybody writes
-    if complete and len(good) == len(done):
+    if manifest.get("complete") and len(good) == len(done):
         return Cache(folder, done), key
+    extra: dict[str, Any] = {}
+    reduce = None
+    if representation is not None and representation.size:
+        reduce, extra["components"] = ranks.first_goes_ahead(
+            lambda: stored_components(
+                folder,
+                lambda: _components(teacher, texts, representation, max_length, batch_pieces),
+            )
+        )
+        if extra["components"] != manifest.get("components"):
+            done, good = {}, set()  # shards in other components are of no use beside these
+
+    def ask(
+        ids: list[npt.NDArray[Any]], bar: Callable[[int], object]
+    ) -> tuple[list[Float32Array], list[Float32Array]]:
+        if representation is None:
+            return teacher.logits(ids, batch_pieces, bar), []
+        return teacher.outputs(ids, batch_pieces, bar, layer=representation.layer, reduce=reduce)
+
     if damaged := sorted(set(done) - good):
         tqdm.write(f"{folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
     # Where several work, each writes down what was there before as well: nothing is lost when one
     # manifest replaces another.
     done = {name: done[name] for name in sorted(good)}
     sentences = 0
+    asked = soft or representation is not None
     with tqdm(
-        desc="teacher labels" if soft else "pieces",
+        desc="teacher labels" if asked else "pieces",
         unit="piece",
         unit_scale=True,
         disable=None if progress else True,
@@ -327,13 +306,13 @@ def build_cache(
             if name in good:
                 bar.update(done[name]["pieces"])
             elif number % ranks.size == ranks.rank:
-                arrays = _label(teacher, chunk, max_length, pieces, soft, batch_pieces, bar)
+                arrays = _label(teacher, chunk, max_length, pieces, ask if asked else None, bar)
                 if texts.languages:
                     arrays["languages"] = _languages(chunk, arrays.pop("order"), texts.languages)
                 arrays.pop("order", None)
                 done[name] = _write_shard(folder / name, arrays)
                 done = dict(sorted(done.items()))
-                runs.write_json(own_manifest, {"about": about, "shards": done})
+                runs.write_json(own_manifest, {"about": about, **extra, "shards": done})
             else:
                 continue
             sentences += len(chunk)
@@ -341,12 +320,13 @@ def build_cache(
                 bar.total = round(bar.n * max(1.0, expected / ranks.size / sentences))
     ranks.wait()
     if ranks.size > 1:
-        _, done = _read_manifests(folder)
+        done = _read_manifests(folder)["shards"]
     ranks.wait()
     if not sum(entry["pieces"] for entry in done.values()):
         raise ValueError("train and transfer: the tokeniser makes no piece of any of these words")
     if ranks.first:
-        runs.write_json(folder / MANIFEST, {"about": about, "complete": True, "shards": done})
+        whole = {"about": about, "complete": True, **extra, "shards": done}
+        runs.write_json(folder / MANIFEST, whole)
         for file in folder.glob("manifest-*.json"):
             file.unlink()
     ranks.wait()
@@ -369,8 +349,7 @@ def _label(
     sentences: Sequence[Sentence],
     max_length: int,
     pieces: Literal["all", "first"],
-    soft: bool,
-    batch_pieces: int,
+    ask: Ask | None,
     bar: tqdm[Any],
 ) -> Arrays:
     """The arrays of one shard; ``order`` [S] says which of ``sentences`` each run is of."""
@@ -400,14 +379,12 @@ def _label(
     ids = [part[0] for part in parts]
     total = sum(map(len, ids))
     logits = np.zeros((total, 0), np.float16)
-    if soft and ids:
-        lengths = sum(map(len, ids)) / len(ids)
-        values = np.concatenate(
-            teacher.logits(ids, batch_pieces, lambda n: bar.update(round(n * lengths)))
-        )
-        if not np.isfinite(values).all() or np.abs(values).max() > _FLOAT16_MAX:
-            raise ValueError("the teacher's logits are not finite, or too large for float16")
-        logits = values.astype(np.float16)
+    hidden = None
+    if ask is not None and ids:
+        lengths = total / len(ids)
+        values, states = ask(ids, lambda n: bar.update(round(n * lengths)))
+        logits = _half("logits", values)
+        hidden = _half("hidden states", states) if states else None
     else:
         bar.update(total)
     cu_seqlens = np.zeros(len(ids) + 1, np.int32)
@@ -419,6 +396,7 @@ def _label(
         "first": np.concatenate([*(part[1] for part in parts), empty]).astype(np.uint8),
         "targets": np.concatenate([*(part[2] for part in parts), empty]).astype(np.int16),
         "logits": logits,
+        **({} if hidden is None else {"representation": hidden}),
         "order": np.array(order, np.int64),
     }
 
@@ -430,6 +408,39 @@ def _languages(
     number = {name: i for i, name in enumerate(names)}
     each = np.array([number[sentence.language] for sentence in sentences], np.int16)
     return each[order]
+
+
+def _half(name: str, parts: Sequence[Float32Array]) -> npt.NDArray[np.float16]:
+    """Join and narrow what the teacher gave.
+
+    Raises:
+        ValueError: it is not finite or exceeds what float16 holds.
+    """
+    values = np.concatenate(parts)
+    if not np.isfinite(values).all() or np.abs(values).max() > _FLOAT16_MAX:
+        raise ValueError(f"the teacher's {name} are not finite, or too large for float16")
+    return values.astype(np.float16)
+
+
+def _components(
+    teacher: Labeller,
+    texts: Texts,
+    representation: Representation,
+    max_length: int,
+    batch_pieces: int,
+) -> Components:
+    """Principal components of a layer on a sample of the labelled text."""
+    words = [s.words or () for corpus in texts.train for s in corpus.sentences]
+    sample = align(teacher.tokenizer, spread(words))
+    ids = [
+        sample.ids[start:stop]
+        for sentence in range(len(sample))
+        for start, stop in split_points(sample, sentence, max_length)
+    ]
+    return principal_components(
+        lambda add: teacher.outputs(ids, batch_pieces, layer=representation.layer, reduce=add),
+        representation.size,
+    )
 
 
 def align_text(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> Alignment:
@@ -475,22 +486,24 @@ def _write_shard(path: Path, arrays: Arrays) -> dict[str, Any]:
     }
 
 
-def _read_manifests(folder: Path) -> tuple[bool, dict[str, dict[str, Any]]]:
-    """Whether all is done, and the shards of all manifests.
+def _read_manifests(folder: Path) -> dict[str, Any]:
+    """All manifests as one; one that is missing or damaged counts as empty.
 
-    One that is missing or damaged counts as empty, and its shards are made anew.
+    What it would have named is made anew, as are shards in other components than the first one's.
     """
-    complete = False
-    shards: dict[str, dict[str, Any]] = {}
+    merged: dict[str, Any] = {"shards": {}}
     for path in [folder / MANIFEST, *sorted(folder.glob("manifest-*.json"))]:
         try:
             manifest = json.loads(path.read_text("utf-8"))
-            found = dict(manifest.get("shards", {}))
+            shards = dict(manifest.get("shards", {}))
         except (FileNotFoundError, ValueError, AttributeError, TypeError):
             continue
-        complete |= manifest.get("complete") is True
-        shards |= found
-    return complete, dict(sorted(shards.items()))
+        if manifest.get("components") == merged.setdefault(
+            "components", manifest.get("components")
+        ):
+            merged["shards"] |= shards
+            merged["complete"] = merged.get("complete") or manifest.get("complete")
+    return {**merged, "shards": dict(sorted(merged["shards"].items()))}
 
 
 def _intact(path: Path, entry: Mapping[str, Any]) -> bool:

@@ -18,6 +18,8 @@ PathLike: TypeAlias = "str | Path"
 HEADS = ("softmax", "crf")
 DECAYS = ("cosine", "linear")
 STORED = ("float32", "float16")
+LOGIT_LOSSES = ("mse", "kl", "marginals")
+REPRESENTATION_LOSSES = ("mse", "cosine", "kld")
 EMBEDDING_STARTS = ("svd", "random")
 _LABEL_SCHEDULES = ("d0", "d0-s")
 
@@ -55,6 +57,21 @@ class DistillConfig:
         clip: largest norm of the gradient of all parameters; 0 for no limit.
         hard_weight: factor of the loss on labels.
         soft_weight: factor of the loss on the teacher's logits.
+        logit_loss: how logits are compared: ``mse``, ``kl`` of their softmax, or ``marginals``, kl
+            of a CRF's marginals (head ``crf``).
+        temperature: divides the logits in ``kl`` and ``marginals``.
+        representation_weight: factor of the loss on the teacher's hidden states, in schedules that
+            have it.
+        representation_loss: how hidden states are compared: ``mse``, ``cosine``, or ``kld``, the
+            paper's (on full width only).
+        representation_size: principal components of the teacher's hidden states that are kept; 0
+            for the states as they are.
+        teacher_layer: encoder layer they are taken from, from 1; -1 is the last, -2 the one before.
+            None for the paper's 7 of 12, in a teacher of another depth the one in its place.
+        labelled_share: share of each batch that is drawn from labelled text in stages that train
+            on labels and logits; 0 to take sentences as they come. The loss on labels is divided
+            by all pieces of a batch, so a large transfer text weakens it; a share of, say, 0.25 or
+            a larger ``hard_weight`` restores it.
         labels_only: train on labels alone, the baseline: schedule ``d0-s``.
         pieces: pieces trained on: ``all``, or ``first`` of each word for a teacher that was itself
             trained on first pieces only.
@@ -100,6 +117,13 @@ class DistillConfig:
     clip: float = 5.0
     hard_weight: float = 1.0
     soft_weight: float = 1.0
+    logit_loss: str = "mse"
+    temperature: float = 1.0
+    representation_weight: float = 1.0
+    representation_loss: str = "mse"
+    representation_size: int = 128
+    teacher_layer: int | None = None
+    labelled_share: float = 0.0
     labels_only: bool = False
     pieces: Literal["all", "first"] = "all"
     embeddings: str = "svd"
@@ -145,6 +169,8 @@ class DistillConfig:
         parse_size(self.student)
         _one_of("head", self.head, HEADS)
         _one_of("pieces", self.pieces, ("all", "first"))
+        _one_of("logit_loss", self.logit_loss, LOGIT_LOSSES)
+        _one_of("representation_loss", self.representation_loss, REPRESENTATION_LOSSES)
         _one_of("decay", self.decay, DECAYS)
         _one_of("embedding_dtype", self.embedding_dtype, STORED)
         _at_least("epochs", self.epochs, 1)
@@ -163,7 +189,35 @@ class DistillConfig:
         _within("clip", self.clip, 0.0, math.inf)
         _within("hard_weight", self.hard_weight, 0.0, math.inf)
         _within("soft_weight", self.soft_weight, 0.0, math.inf)
+        _within("representation_weight", self.representation_weight, 0.0, math.inf)
+        _within("temperature", self.temperature, 0.0, math.inf, open_low=True)
+        _within("labelled_share", self.labelled_share, 0.0, 0.95)
+        if self.labelled_share and self.batch_size < 2:
+            raise ValueError(
+                f"labelled_share is {self.labelled_share!r} and batch_size is {self.batch_size}; "
+                "allowed: a batch_size of 2 or more, to hold labelled and other sentences"
+            )
+        _at_least("representation_size", self.representation_size, 0)
+        if self.teacher_layer is not None and type(self.teacher_layer) is not int:
+            raise ValueError(f"teacher_layer is {self.teacher_layer!r}; allowed: a whole number")
+        if self.logit_loss == "marginals" and self.head != "crf":
+            raise ValueError("logit_loss is 'marginals' and head is not 'crf'; only a CRF has them")
+        if self.logit_loss == "mse" and self.temperature != 1.0:
+            raise ValueError(
+                f"temperature is {self.temperature!r} and logit_loss is 'mse', which has none; "
+                "allowed: 1, or logit_loss 'kl' or 'marginals'"
+            )
+        if self.representation_loss == "kld" and self.representation_size:
+            raise ValueError(
+                "representation_loss is 'kld', which is defined on the teacher's own components, "
+                f"and representation_size is {self.representation_size}; allowed: 0"
+            )
         _within("checkpoint_minutes", self.checkpoint_minutes, 0.0, math.inf, open_low=True)
+        if self.language_sampling != 1 and self.labelled_share:
+            raise ValueError(
+                f"language_sampling is {self.language_sampling:g} and labelled_share "
+                f"{self.labelled_share:g}: each says what a batch is made of; allowed: one of them"
+            )
         if self.head == "crf" and self.pieces == "first":
             raise ValueError(
                 "head is 'crf' and pieces is 'first': a CRF learns from whole sequences of pieces; "
@@ -184,8 +238,9 @@ class DistillConfig:
 
     def weights(self, stage: Stage) -> dict[str, float]:
         """Factors of the losses that a stage trains on: those that are not 0, by name."""
-        factors = {"hard": self.hard_weight, "soft": self.soft_weight}
-        weights = {name: factors[name] * stage.losses.get(name, 0.0) for name in LOSSES}
+        weights = {
+            name: getattr(self, f"{name}_weight") * stage.losses.get(name, 0.0) for name in LOSSES
+        }
         return {name: weight for name, weight in weights.items() if weight}
 
     def patience_of(self, stage: Stage) -> int:
@@ -196,6 +251,11 @@ class DistillConfig:
     def soft(self) -> bool:
         """Whether the teacher's logits are trained on."""
         return any("soft" in self.weights(stage) for stage in self.stages)
+
+    @property
+    def representation(self) -> bool:
+        """Whether the teacher's hidden states are trained on."""
+        return any("representation" in self.weights(stage) for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON values."""

@@ -29,13 +29,15 @@ from xdistil_fast.model_io import (
 )
 from xdistil_fast.train import checkpoint, distributed, embeddings, runs
 from xdistil_fast.train.augmentation import Augmenter, parse_augmentation
-from xdistil_fast.train.cache import Texts, build_cache
+from xdistil_fast.train.cache import build_cache
 from xdistil_fast.train.card import model_card
 from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_size
 from xdistil_fast.train.corpora import Corpus, check_label_map, labelling_of, read_labelled
 from xdistil_fast.train.languages import check_languages
+from xdistil_fast.train.representation import Representation
 from xdistil_fast.train.tagging import Tagging
 from xdistil_fast.train.teacher import Teacher
+from xdistil_fast.train.texts import Texts
 from xdistil_fast.train.trainer import Trainer
 from xdistil_fast.train.vocabulary import Vocabulary, cut_vocabulary
 
@@ -96,6 +98,7 @@ def _distill(
         make = functools.partial(Augmenter, rates, train, config.seed, mask)
         make()  # refuses what cannot be before any work
         texts = dataclasses.replace(texts, augmenter=make)
+    representation = _representation(config, teacher)
     # A moved teacher or file is still the same one: their digests decide.
     paths = ("teacher", "train", "dev", "transfer")
     settings = {name: v for name, v in config.identity().items() if name not in paths}
@@ -122,6 +125,7 @@ def _distill(
         max_length=config.max_length,
         pieces=config.pieces,
         soft=config.soft,
+        representation=representation,
         batch_pieces=config.batch_pieces,
         expected=sum(int(entry["sentences"]) for entry in data if entry["role"] != "dev"),
         progress=config.progress,
@@ -132,7 +136,7 @@ def _distill(
     vocabulary = cut_vocabulary(
         teacher.tokenizer, cache.piece_counts(len(table)), config.min_piece_count
     )
-    task = Tagging(config, teacher.labels, vocabulary, dev)
+    task = Tagging(config, teacher.labels, vocabulary, dev, cache.width)
     trainer = Trainer(config, task, cache, part, ranks)
     size, _ = parse_size(config.student)
     trainer.restore(len(vocabulary), size, lambda: _start_values(config, vocabulary, table))
@@ -183,6 +187,22 @@ def check_labels(labels: Sequence[str], train: Sequence[Corpus], dev: Sequence[C
             )
     if not any(corpus.types for corpus in train):
         raise ValueError(f"{train[0].path}: no entity in the training sentences")
+
+
+def _representation(config: DistillConfig, teacher: Teacher) -> Representation | None:
+    """The hidden states that the schedule needs.
+
+    Raises:
+        ValueError: the teacher has no such layer, or fewer elements than are to be kept.
+    """
+    if not config.representation:
+        return None
+    if config.representation_size > teacher.hidden_size:
+        raise ValueError(
+            f"representation_size is {config.representation_size}; the teacher's hidden size is "
+            f"{teacher.hidden_size}; allowed: 0 to {teacher.hidden_size}"
+        )
+    return Representation(teacher.resolve_layer(config.teacher_layer), config.representation_size)
 
 
 def _start_values(

@@ -37,6 +37,8 @@ class Student(torch.nn.Module):
         hidden_size: H of each direction.
         num_labels: C.
         head: ``softmax``, or ``crf`` for transition scores on top.
+        projection_size: R, width of the projection that is trained on the teacher's hidden states
+            and not served; 0 for none.
         dropout: share of embedding and BiLSTM output elements dropped in training.
         seed: of all other start values.
     """
@@ -48,6 +50,7 @@ class Student(torch.nn.Module):
         num_labels: int,
         *,
         head: str = "softmax",
+        projection_size: int = 0,
         dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -60,9 +63,18 @@ class Student(torch.nn.Module):
             self.bilstm = nn.BiLSTM(embeddings.shape[1], hidden_size)
             self.output = nn.Linear(2 * hidden_size, num_labels)
             self.crf = nn.CRF(num_labels) if head == "crf" else None
+            # Last, so that all other start values are the same with it and without.
+            self.projection = (
+                nn.Linear(2 * hidden_size, projection_size) if projection_size else None
+            )
 
     def forward(self, ids: Tensor, cu_seqlens: Tensor, generator: Dropout | None = None) -> Tensor:
-        """Emissions of a batch.
+        """Emissions of a batch, [P, C]; the arguments are those of :meth:`encode`."""
+        emissions: Tensor = self.output(self.encode(ids, cu_seqlens, generator))
+        return emissions
+
+    def encode(self, ids: Tensor, cu_seqlens: Tensor, generator: Dropout | None = None) -> Tensor:
+        """States of the BiLSTM, which ``output`` and ``projection`` read.
 
         Args:
             ids: [P] int32 pieces.
@@ -70,14 +82,12 @@ class Student(torch.nn.Module):
             generator: source of dropout; without it nothing is dropped.
 
         Returns:
-            [P, C].
+            [P, 2H].
         """
         values = torch_ops.embedding(self.embedding.weight, ids)
         values = self._drop(values, generator)
         values = self.bilstm(values, cu_seqlens)
-        values = self._drop(values, generator)
-        emissions: Tensor = self.output(values)
-        return emissions
+        return self._drop(values, generator)
 
     def _drop(self, values: Tensor, generator: Dropout | None) -> Tensor:
         # 16 random bits an element: the mask costs a tenth of one from torch's generator.
@@ -97,7 +107,7 @@ class Student(torch.nn.Module):
         return found
 
     def tensors(self) -> dict[str, FloatArray]:
-        """All parameters by the names of the model folder, as copies."""
+        """All parameters, those served by the names of the model folder, as copies."""
         return {name: value.detach().numpy().copy() for name, value in self.named_parameters()}
 
     def load(self, tensors: Mapping[str, npt.NDArray[np.floating]]) -> None:

@@ -25,6 +25,12 @@ from xdistil_fast.train.student import Dropout, FloatArray, Student, tag_words
 from xdistil_fast.train.teacher import Teacher
 from xdistil_fast.train.vocabulary import Vocabulary
 
+_REPRESENTATION_LOSSES = {
+    "mse": losses.representation_mse,
+    "cosine": losses.representation_cosine,
+    "kld": losses.representation_kld,
+}
+
 
 class Tagging:
     """Labels for pieces; :class:`~xdistil_fast.train.trainer.Task` for what its methods are.
@@ -44,9 +50,19 @@ class Tagging:
         labels: Sequence[str],
         vocabulary: Vocabulary,
         dev: Sequence[Corpus],
+        representation_width: int = 0,
     ) -> None:
-        """Align the sentences of ``dev`` to the student's vocabulary."""
+        """Align the sentences of ``dev`` to the student's vocabulary.
+
+        Args:
+            config: all settings.
+            labels: C labels, IOB2.
+            vocabulary: the student's.
+            dev: labelled sentences to score on.
+            representation_width: R of the cache's representations; 0 where it has none.
+        """
         self.config, self.labels, self.vocabulary = config, list(labels), vocabulary
+        self.representation_width = representation_width
         self.inside = inside_of(self.labels)
         self.scheme = scheme_of(self.labels)
         self.dev_languages = languages_of(dev)
@@ -64,6 +80,7 @@ class Tagging:
             parse_size(config.student)[1],
             len(self.labels),
             head=config.head,
+            projection_size=self.representation_width,
             dropout=config.dropout,
             seed=config.seed,
         )
@@ -73,9 +90,14 @@ class Tagging:
         """Number of pieces of the student."""
         return len(self.vocabulary.respell(batch.ids)[0])
 
-    def reached(self, losses: Collection[str]) -> set[str]:
+    def reached(self, wanted: Collection[str]) -> set[str]:
         """Layers that these losses depend on."""
-        return {"output", "bilstm", "embedding"}
+        found = {"bilstm", "embedding"}
+        if "representation" in wanted:
+            found.add("projection")
+        if {"hard", "soft"} & set(wanted):
+            found.add("output")
+        return found
 
     def losses(
         self, batch: Batch, wanted: Collection[str], generator: Dropout | None
@@ -83,8 +105,11 @@ class Tagging:
         """Losses of a batch, see :mod:`~xdistil_fast.train.losses`."""
         own, said = self._in_student_pieces(batch)
         offsets = torch.from_numpy(own.cu_seqlens)
-        emissions = self.student(torch.from_numpy(own.ids), offsets, generator)
+        weights = None if said.all() else torch.from_numpy(said.astype(np.float32))
+        states = self.student.encode(torch.from_numpy(own.ids), offsets, generator)
         found = {}
+        if {"hard", "soft"} & set(wanted):
+            emissions = self.student.output(states)
         if "hard" in wanted:
             targets = torch.from_numpy(own.targets)
             if self.student.crf is None:
@@ -92,9 +117,28 @@ class Tagging:
             else:
                 found["hard"] = losses.crf_loss(self.student.crf, emissions, targets, offsets)
         if "soft" in wanted:
-            weights = None if said.all() else torch.from_numpy(said.astype(np.float32))
-            found["soft"] = losses.logit_loss(emissions, torch.from_numpy(own.logits), weights)
+            logits = torch.from_numpy(own.logits)
+            found["soft"] = self._soft_loss(emissions, logits, offsets, weights)
+        if "representation" in wanted:
+            assert self.student.projection is not None
+            compare = _REPRESENTATION_LOSSES[self.config.representation_loss]
+            projected = self.student.projection(states)
+            targets = torch.from_numpy(own.representation)
+            found["representation"] = compare(projected, targets, weights)
         return found
+
+    def _soft_loss(
+        self, emissions: Tensor, logits: Tensor, offsets: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        temperature = self.config.temperature
+        if self.config.logit_loss == "mse":
+            return losses.logit_loss(emissions, logits, weights)
+        if self.config.logit_loss == "kl":
+            return losses.kl_loss(emissions, logits, weights, temperature=temperature)
+        assert self.student.crf is not None
+        return losses.crf_marginal_loss(
+            self.student.crf, emissions, logits, offsets, weights, temperature=temperature
+        )
 
     def _in_student_pieces(self, batch: Batch) -> tuple[Batch, npt.NDArray[np.bool_]]:
         """A batch in the student's pieces, and on which of them the teacher has a say.
@@ -117,13 +161,17 @@ class Tagging:
                 first=batch.first[source] & heads,
                 targets=np.where(heads, targets, rest),
                 logits=batch.logits[source],
+                representation=batch.representation[source],
             )
         return own, own.first if self.config.pieces == "first" else heads
 
     def stored(self, tensors: dict[str, FloatArray]) -> dict[str, npt.NDArray[Any]]:
-        """Weights as they are stored: the table perhaps in half precision."""
+        """Weights as they are stored: no projection, the table perhaps in half precision."""
+        served = {
+            name: value for name, value in tensors.items() if not name.startswith("projection.")
+        }
         table = tensors["embedding.weight"].astype(self.config.embedding_dtype)
-        return {**tensors, "embedding.weight": table}
+        return {**served, "embedding.weight": table}
 
     def evaluate(self, tensors: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """Strict word-level scores on dev, by the code that users run; also by language."""

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,9 @@ from xdistil_fast.train.languages import epoch_order
 from xdistil_fast.train.schedules import LOSSES, Fit, Stage, fits_of
 from xdistil_fast.train.student import Dropout, FloatArray, Student
 
+Sentences: TypeAlias = "npt.NDArray[np.int64]"
+
+_HELD_OUT = 1000  # sentences, at most: a tenth of a stage's text, to stop early by
 _STATE = (
     "fit", "epoch", "step", "steps_before", "stale", "best_score", "best_epoch",
     "sums", "history", "pieces", "seconds",
@@ -53,8 +56,8 @@ class Task(Protocol):
     def size(self, batch: Batch) -> int:
         """Of how many things the losses of a batch are the mean: its weight among other parts."""
 
-    def reached(self, losses: Collection[str]) -> set[str]:
-        """Layers of the student, of ``schedules.GROUPS``, that these losses depend on."""
+    def reached(self, wanted: Collection[str]) -> set[str]:
+        """Layers of the student, of ``schedules.GROUPS``, that the losses wanted depend on."""
 
     def losses(
         self, batch: Batch, wanted: Collection[str], generator: Dropout | None
@@ -96,7 +99,8 @@ class Trainer:
         best: weights of the best epoch so far of the fit that goes on, or of the last one.
         best_epoch: its number, counted over all fits from 1.
         history: one entry an epoch: ``epoch``, ``stage``, ``fit``, mean ``loss`` and its parts,
-            and the score on dev, as ``dev_`` with the task's metric.
+            and the score on dev, as ``dev_`` with the task's metric, or ``heldout_loss`` where
+            the output layer is not trained.
         pieces: the teacher's pieces trained on so far.
         seconds: time spent, by kind of work.
     """
@@ -129,15 +133,8 @@ class Trainer:
             for stage in config.stages
             for fit in fits_of(stage, task.reached(config.weights(stage)))
         ]
-        labelled = cache.labelled()
-        self.sentences = {
-            "all": np.arange(cache.sentences),
-            "labelled": np.flatnonzero(labelled),
-            "transfer": np.flatnonzero(~labelled),
-        }
-        for stage in config.stages:
-            if not len(self.sentences[stage.data]):
-                raise ValueError(f"stage {stage.name}: there is no {stage.data} text to train on")
+        self.labelled = cache.labelled()
+        self.sentences = [self._split(fit.stage) for fit in self.fits]
         # Position: fits finished, epochs finished of the one that goes on, steps of the epoch.
         self.fit = self.epoch = self.step = 0
         self.steps_before = 0  # steps of all finished fits
@@ -149,6 +146,25 @@ class Trainer:
         self.best: dict[str, FloatArray] = {}
         self.pieces = 0
         self.seconds = {"labelling": 0.0, "training": 0.0}
+
+    def _split(self, stage: Stage) -> tuple[Sentences, Sentences]:
+        """Sentences of a stage: trained on, and held out where dev cannot score it."""
+        sentences = np.arange(self.cache.sentences)
+        if stage.data != "all":
+            sentences = sentences[self.labelled == (stage.data == "labelled")]
+        if not len(sentences):
+            raise ValueError(f"stage {stage.name}: there is no {stage.data} text to train on")
+        if self._on_dev(stage):
+            return sentences, sentences[:0]
+        # Two numbers that are no epoch's, and the same for all stages.
+        order = np.random.default_rng([self.config.seed, 2**32 - 1]).permutation(len(sentences))
+        count = min(_HELD_OUT, math.ceil(len(sentences) / 10))
+        held_out, rest = sentences[order[:count]], sentences[np.sort(order[count:])]
+        return (rest if len(rest) else held_out), held_out
+
+    def _on_dev(self, stage: Stage) -> bool:
+        """Whether a stage trains the output layer, so that dev can tell its epochs apart."""
+        return "output" in self.task.reached(self.config.weights(stage))
 
     def restore(self, rows: int, size: int, start_values: Callable[[], FloatArray]) -> None:
         """Make the student, from the checkpoint where there is one, else from start values.
@@ -217,9 +233,15 @@ class Trainer:
     def _epochs(self) -> int:
         return self._fit.stage.epochs or self.config.epochs
 
-    @property
-    def _steps_per_epoch(self) -> int:
-        return math.ceil(len(self.sentences[self._fit.stage.data]) / self.config.batch_size)
+    def _shares(self) -> tuple[int, int]:
+        """Labelled sentences of each batch, 0 for as they come; and steps of an epoch."""
+        size, share = self.config.batch_size, self.config.labelled_share
+        chosen = self.labelled[self.sentences[self.fit][0]]
+        others = len(chosen) - int(chosen.sum())
+        if not share or "hard" not in self.weights or not 0 < others < len(chosen):
+            return 0, math.ceil(len(chosen) / size)
+        count = min(max(1, round(share * size)), size - 1)
+        return count, math.ceil(others / (size - count))
 
     def _begin_fit(self) -> None:
         """Freeze what the fit does not train, and make it an optimiser."""
@@ -232,16 +254,17 @@ class Trainer:
             if name in names:
                 self.trained[name] = parameter
         self.weights = self.config.weights(self._fit.stage)
+        self.labelled_per_batch, self.steps = self._shares()
         self.lr = self._fit.stage.lr or self.config.lr
         self.optimizer = torch.optim.Adam(self.trained.values(), lr=self.lr, fused=True)
 
     def _end_fit(self) -> None:
         """Hand the best weights to the next fit."""
-        self.steps_before += self.epoch * self._steps_per_epoch
+        self.steps_before += self.epoch * self.steps
         self.student.load(self.best)
         self.fit, self.epoch, self.stale = self.fit + 1, 0, 0
-        # The next fit has to beat them, so no fit makes the score on dev worse. Losses of
-        # different stages cannot be compared.
+        # The next fit must not be worse on dev, else its weights are dropped. Losses of different
+        # fits are not compared.
         self.best_score[1] = -math.inf
         if self.fit < len(self.fits):
             self._begin_fit()
@@ -251,21 +274,25 @@ class Trainer:
         """Score the epoch, keep its weights if they are the best, enter it into the history."""
         means = {name: total / self.step for name, total in self.sums.items()}
         tensors = self.student.tensors()
-        value = self.ranks.first_does(
-            lambda: float(self.task.evaluate(self.task.stored(tensors))[self.task.metric])
-        )
-        # As long as the score on dev is 0, as in a first fit of the output layer alone, the loss
-        # tells epochs apart.
-        score = [value, 0.0 if value else -means["loss"]]
+        if self._on_dev(self._fit.stage):
+            shown = self.metric
+            value = self.ranks.first_does(
+                lambda: float(self.task.evaluate(self.task.stored(tensors))[self.task.metric])
+            )
+            # The score on dev may stand still, at 0 as a rule while the output layer alone is
+            # trained. What further fits build upon must get better all the same: the loss tells
+            # equal epochs apart. A single fit keeps the first of them.
+            score = [value, -means["loss"] if len(self.fits) > 1 else 0.0]
+        else:
+            shown, value = "heldout_loss", self.ranks.first_does(self._held_out_loss)
+            score = [-1.0, -value]  # any score on dev is better
         if score > self.best_score:
             self.best, self.best_score = tensors, score
             self.best_epoch, self.stale = len(self.history) + 1, 0
         else:
             self.stale += 1
-        self._say(
-            f"{self._title(self.epoch + 1)}: loss {means['loss']:.4f}, "
-            f"{self.metric.replace('_', ' ')} {value:.2f}"
-        )
+        line = f"{self._title(self.epoch + 1)}: loss {means['loss']:.4f}, "
+        self._say(line + f"{shown.replace('_', ' ')} {value:.4g}")
         self.epoch, self.step = self.epoch + 1, 0
         self.sums = dict.fromkeys(self.sums, 0.0)
         self.history.append(
@@ -274,13 +301,13 @@ class Trainer:
                 "stage": self._fit.stage.name,
                 "fit": self._fit.name,
                 **means,
-                self.metric: value,
+                shown: value,
             }
         )
 
     def _epoch(self, stop: checkpoint.StopRequest) -> None:
-        config, steps = self.config, self._steps_per_epoch
-        order = self._order(self._fit.stage)
+        config, steps = self.config, self.steps
+        order = self._order()
         pieces = round(self.cache.pieces * len(order) / self.cache.sentences)
         started = saved = time.perf_counter()
         self.student.train()
@@ -319,14 +346,42 @@ class Trainer:
                         raise KeyboardInterrupt(f"stopped after step {self.step}")
         self.seconds["training"] += time.perf_counter() - started
 
-    def _order(self, stage: Stage) -> npt.NDArray[np.int64]:
+    def _order(self) -> Sentences:
         """Sentences of this epoch, batch after batch."""
         generator = np.random.default_rng([self.config.seed, len(self.history)])
-        sentences = self.sentences[stage.data]
-        if self.config.language_sampling == 1:
+        sentences = self.sentences[self.fit][0]
+        count = self.labelled_per_batch
+        if self.config.language_sampling != 1:
+            languages = self.cache.languages()[sentences]
+            return sentences[epoch_order(languages, self.config.language_sampling, generator)]
+        if not count:
             return sentences[generator.permutation(len(sentences))]
-        languages = self.cache.languages()[sentences]
-        return sentences[epoch_order(languages, self.config.language_sampling, generator)]
+        chosen = self.labelled[sentences]
+        labelled, others = sentences[chosen], generator.permutation(sentences[~chosen])
+        # The unlabelled text once; the labelled as often as it takes.
+        needed = count * self.steps
+        rounds = [generator.permutation(labelled) for _ in range(-(-needed // len(labelled)))]
+        borders = np.arange(1, self.steps)
+        batches = zip(
+            np.split(np.concatenate(rounds)[:needed], borders * count),
+            np.split(others, borders * (self.config.batch_size - count)),
+            strict=True,
+        )
+        return np.concatenate([part for batch in batches for part in batch])
+
+    def _held_out_loss(self) -> float:
+        """Mean loss over the pieces of the sentences held out, without dropout."""
+        held_out = self.sentences[self.fit][1]
+        total = pieces = 0.0
+        self.student.eval()
+        with torch.no_grad():
+            for start in range(0, len(held_out), self.config.batch_size):
+                batch = self.cache.batch(held_out[start : start + self.config.batch_size])
+                parts = self.task.losses(batch, self.weights.keys(), None)
+                loss = sum(self.weights[name] * part.item() for name, part in parts.items())
+                total += loss * len(batch.ids)
+                pieces += len(batch.ids)
+        return total / pieces
 
     def _step(self, batch: Batch, sizes: list[int], whole: bool) -> None:
         """One step of the optimiser.
@@ -337,10 +392,8 @@ class Trainer:
             whole: every rank has the same, whole batch.
         """
         config = self.config
-        number = self.epoch * self._steps_per_epoch + self.step
-        rate = self.lr * rate_factor(
-            number, self._epochs * self._steps_per_epoch, config.warmup, config.decay
-        )
+        number = self.epoch * self.steps + self.step
+        rate = self.lr * rate_factor(number, self._epochs * self.steps, config.warmup, config.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # Three numbers, that no step shares its generator with the shuffle of an epoch.

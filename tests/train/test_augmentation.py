@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from xdistil_fast.train.augmentation import Augmentation, Augmenter, parse_augmentation
-from xdistil_fast.train.cache import Texts
 from xdistil_fast.train.corpora import Corpus, Sentence, read_labelled
+from xdistil_fast.train.texts import Texts
 
 ROWS = (
     "Mara\tB-PER\nLind\tI-PER\nmet\tO\nTom\tB-PER\nin\tO\nOslo\tB-LOC\n\nBergen\tB-LOC\nsleeps\tO\n"

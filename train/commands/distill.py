@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast.train import runs
-from xdistil_fast.train.config import DECAYS, HEADS, STORED, DistillConfig
+from xdistil_fast.train.config import (
+    DECAYS,
+    HEADS,
+    LOGIT_LOSSES,
+    REPRESENTATION_LOSSES,
+    STORED,
+    DistillConfig,
+)
 from xdistil_fast.train.corpora import load_label_map
 from xdistil_fast.train.distillation import distill
 from xdistil_fast.train.languages import language_table
@@ -72,6 +79,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--clip", float, "largest gradient norm, 0 for none")
     _add(parser, "--hard-weight", float, "factor of the loss on labels")
     _add(parser, "--soft-weight", float, "factor of the loss on the teacher's logits")
+    _add(parser, "--logit-loss", str, "how logits are compared", choices=LOGIT_LOSSES)
+    _add(parser, "--temperature", float, "divides the logits in kl and marginals")
+    _add(
+        parser, "--representation-weight", float,
+        "factor of the loss on the teacher's hidden states, in schedules from d2",
+    )  # fmt: skip
+    _add(
+        parser, "--representation-loss", str, "how hidden states are compared",
+        choices=REPRESENTATION_LOSSES,
+    )  # fmt: skip
+    _add(
+        parser, "--representation-size", int,
+        "principal components of the hidden states that are kept, 0 for the states as they are",
+    )  # fmt: skip
+    parser.add_argument(
+        "--teacher-layer", type=int, metavar="N",
+        help="encoder layer of the hidden states, -1 the last (default: 7 of 12, or the one in its "
+        "place)",
+    )  # fmt: skip
+    _add(
+        parser, "--labelled-share", float,
+        "share of each batch drawn from labelled text, 0 to take sentences as they come",
+    )  # fmt: skip
     parser.add_argument(
         "--labels-only", action="store_true", help="train on labels alone, without the teacher"
     )
