@@ -24,7 +24,7 @@ VOCAB = os.environ.get("XDISTIL_MBERT_VOCAB", "")
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 ROWS = {
     "de": "Jürgen B-PER\nKoller I-PER\nwohnt O\nin O\nKöln B-LOC\n. O\n\n",
-    "ru": "Анна B-PER\nприехала O\nиз O\nМосквы B-LOC\n. O\n\n",
+    "ru": "Анна B-PER\nприехала O\nиз O\nМосквы B-LOC\n. O\n\n",  # noqa: RUF001
     "ja": "田中 B-PER\nさん O\nは O\n東京 B-LOC\nに O\n\n",
 }
 
