@@ -407,7 +407,8 @@ def _languages(
     """Number of the language of each run of a shard."""
     number = {name: i for i, name in enumerate(names)}
     each = np.array([number[sentence.language] for sentence in sentences], np.int16)
-    return each[order]
+    runs_of: npt.NDArray[np.int16] = each[order]
+    return runs_of
 
 
 def _half(name: str, parts: Sequence[Float32Array]) -> npt.NDArray[np.float16]:

@@ -106,12 +106,13 @@ class Ranks:
         tail = torch.tensor([*known, *(share * value for value in values)])
         flat = torch.cat([*(part.reshape(-1) for part in parts), tail.to(parts[0].device)])
         dist.all_reduce(flat)
-        *gradients, tail = flat.split([*(part.numel() for part in parts), len(tail)])
-        for parameter, gradient, count in zip(
-            parameters, gradients, tail[: len(known)].tolist(), strict=True
-        ):
-            parameter.grad = gradient.view_as(parameter) if count else None
-        return cast("list[float]", tail[len(known) :].tolist())
+        counted, means = flat[-len(tail) :][: len(known)], flat[len(flat) - len(values) :]
+        start = 0
+        for parameter, count in zip(parameters, counted.tolist(), strict=True):
+            gradient = flat[start : start + parameter.numel()].view_as(parameter)
+            parameter.grad = gradient if count else None
+            start += parameter.numel()
+        return cast("list[float]", means.tolist())
 
 
 class SharedGenerator:

@@ -154,7 +154,7 @@ def sample_counts(sizes: npt.NDArray[np.integer], alpha: float) -> npt.NDArray[n
     total = int(sizes.sum())
     shares = np.where(sizes > 0, np.power(np.maximum(sizes, 1).astype(np.float64), alpha), 0.0)
     exact = shares / shares.sum() * total
-    counts = np.floor(exact + 1e-9).astype(np.int64)
+    counts: npt.NDArray[np.int64] = np.floor(exact + 1e-9).astype(np.int64)
     rest = np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]
     counts[rest] += 1
     return counts

@@ -231,7 +231,8 @@ def choose_masks(
         if taken + sizes[number] <= budget or not taken:
             chosen[number] = True
             taken += int(sizes[number])
-    return chosen[word]
+    pieces: npt.NDArray[np.bool_] = chosen[word]
+    return pieces
 
 
 class _Sequences:

@@ -176,7 +176,7 @@ class Tagging:
     def evaluate(self, tensors: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """Strict word-level scores on dev, by the code that users run; also by language."""
         found = self._tags(tensors)
-        scores = score(self.dev_tags, found, self.scheme).to_dict()
+        scores: dict[str, Any] = score(self.dev_tags, found, self.scheme).to_dict()
         if self.dev_languages:
             scores |= language_report(self._by_language(found))
             scores["macro_f1"] = scores["macro"]["f1"]

@@ -345,7 +345,7 @@ def test_sentences_are_streamed(
             read.append(number)
             yield Sentence(text="the " * (number + 1))
 
-    monkeypatch.setattr(module, "read_transfer", stream)
+    monkeypatch.setattr("xdistil_fast.train.texts.read_transfer", stream)
     teacher = FakeTeacher(fail_after=3)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "c", teacher, texts)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -16,36 +15,22 @@ import pytest
 import torch
 
 from xdistil_fast.train import runs
+from xdistil_fast.train.config import DistillConfig
 from xdistil_fast.train.distillation import distill
 from xdistil_fast.train.distributed import Ranks, SharedGenerator, one_process_only, processes
 
-_spec = importlib.util.spec_from_file_location(
-    "_distillation_inputs", Path(__file__).with_name("test_distillation.py")
-)
-assert _spec is not None
-assert _spec.loader is not None
-_distillation = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_distillation)
-
-SETTINGS = {"student": "8x12", "epochs": 2, "batch_size": 15, "lr": 0.01, "dropout": 0.2}
+SETTINGS = {"student": "8x12", "epochs": 2, "batch_size": 17, "lr": 0.01, "dropout": 0.2}
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("inputs")
-    write, make = _distillation.write_conll, _distillation.sentences
-    return {
-        "teacher": _distillation.make_teacher(folder / "teacher"),
-        # 121 sentences by 15: the last batch is one sentence, which both ranks take.
-        "train": [f"de={write(folder / 'train.conll', make(121, 1))}"],
-        "dev": [
-            f"de={write(folder / 'dev.conll', make(20, 2))}",
-            f"fi={write(folder / 'fi.conll', make(10, 3))}",
-        ],
-    }
+def named(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Files with languages: 120 sentences by 17, so that the last batch is one that both take."""
+    train, dev = inputs["train"][0], inputs["dev"][0]
+    files = {"train": [f"de={train}"], "dev": [f"de={dev}", f"fi={dev}"]}
+    return {"teacher": inputs["teacher"], **files}
 
 
-def start(inputs: dict[str, Any], out: Path, cache: Path, **more: Any) -> subprocess.Popen[str]:
+def start(named: dict[str, Any], out: Path, cache: Path, **more: Any) -> subprocess.Popen[str]:
     """``torchrun`` of two processes; shards of 16 sentences."""
     program = out.parent / "program.py"
     program.write_text(
@@ -58,9 +43,9 @@ def start(inputs: dict[str, Any], out: Path, cache: Path, **more: Any) -> subpro
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ["distill", "--teacher", inputs["teacher"], "-o", str(out), "--cache", str(cache)]
+    arguments = ["distill", "--teacher", named["teacher"], "-o", str(out), "--cache", str(cache)]
     for name in ("train", "dev"):
-        arguments += [f"--{name}", *inputs[name]]
+        arguments += [f"--{name}", *named[name]]
     for name, value in {**SETTINGS, **more}.items():
         arguments += ["--" + name.replace("_", "-"), str(value)]
     return subprocess.Popen(
@@ -82,7 +67,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def alone(inputs: dict[str, Any], out: Path, cache: Path) -> dict[str, Any]:
+def alone(named: dict[str, Any], out: Path, cache: Path) -> dict[str, Any]:
     """The same run in this process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -90,15 +75,15 @@ def alone(inputs: dict[str, Any], out: Path, cache: Path) -> dict[str, Any]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("xdistil_fast.train.cache.SHARD_SENTENCES", 16)
-            return distill(_distillation.DistillConfig(**inputs, **settings, output=str(out)))
+            return distill(DistillConfig(**named, **settings, output=str(out)))
     finally:
         torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
-def one(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def one(named: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("one")
-    alone(inputs, folder / "student", folder / "cache")
+    alone(named, folder / "student", folder / "cache")
     return folder / "student", folder / "cache"
 
 
@@ -114,10 +99,10 @@ def compare(found: Path, expected: Path) -> None:
 
 
 def test_two_processes_are_one(
-    inputs: dict[str, Any], one: tuple[Path, Path], tmp_path: Path
+    named: dict[str, Any], one: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """Loss by loss, and shard by shard."""
-    process = start(inputs, tmp_path / "two", tmp_path / "cache")
+    process = start(named, tmp_path / "two", tmp_path / "cache")
     output = finish(process)
     assert process.returncode == 0, output
     assert output.count("parameters, ") == 1  # one of them prints
@@ -135,9 +120,9 @@ def test_two_processes_are_one(
 
 
 def test_stopped_together_and_gone_on_with_alone(
-    inputs: dict[str, Any], one: tuple[Path, Path], tmp_path: Path
+    named: dict[str, Any], one: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    process = start(inputs, tmp_path / "two", tmp_path / "cache", checkpoint_minutes=1e-6)
+    process = start(named, tmp_path / "two", tmp_path / "cache", checkpoint_minutes=1e-6)
     checkpoint = tmp_path / "two.part" / "checkpoint.safetensors"
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.02)
@@ -145,7 +130,7 @@ def test_stopped_together_and_gone_on_with_alone(
     output = finish(process)
     assert process.returncode != 0, output
     assert checkpoint.exists(), output
-    alone(inputs, tmp_path / "two", tmp_path / "cache")
+    alone(named, tmp_path / "two", tmp_path / "cache")
     compare(tmp_path / "two", one[0])
 
 
