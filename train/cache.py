@@ -1,10 +1,11 @@
-"""The teacher's logits on disk: made once, resumable, read at random.
+"""The teacher's outputs on disk: made once, resumable, read at random.
 
 A cache folder holds one folder a key, the SHA-256 of everything the logits depend on: the
 teacher, the bytes of all texts, the settings of the cut into pieces. In it lie shards of about
 4096 sentences (``shard-00000.safetensors``) and ``manifest.json``, which names each finished
 shard with the digest of its bytes. A run that was killed goes on behind its last shard; a shard
-that does not match its digest is made anew.
+that does not match its digest is made anew. Where several processes label, each makes every N-th
+shard and has a manifest of its own, ``manifest-R.json``, until all are done and become one.
 
 A shard of S sentences and P pieces:
 
@@ -13,10 +14,19 @@ A shard of S sentences and P pieces:
     first       [P] uint8    1 for the first piece of a word
     targets     [P] int16    gold labels, IGNORED where there is none
     logits      [P, C] float16  the teacher's; C = 0 where only the labels are trained on
+    languages   [S] int16    index into the sorted languages of the texts; only where they have any
+    representation  [P, R] float16  of a hidden layer of the teacher; not there where none is asked
+
+Beside shards with reduced representations lies ``components.safetensors``, the principal components
+they are given in (:mod:`~xdistil_fast.train.representation`).
+
+Memory does not grow with the text, but for the fingerprints of its sentences (64 bits each, in a
+set: about 70 bytes a different sentence) and what the Trainer knows of each sentence (some 20).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -42,7 +52,16 @@ from xdistil_fast.train.alignment import (
     split_points,
     tag_ids,
 )
-from xdistil_fast.train.corpora import Corpus, Sentence, file_digest, read_transfer
+from xdistil_fast.train.corpora import Sentence, file_digest
+from xdistil_fast.train.distributed import Ranks
+from xdistil_fast.train.representation import (
+    Components,
+    Representation,
+    principal_components,
+    spread,
+    stored_components,
+)
+from xdistil_fast.train.texts import Texts
 
 SHARD_SENTENCES = 4096
 MANIFEST = "manifest.json"
@@ -51,6 +70,11 @@ _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 Float32Array = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
+# Sequences of pieces and a progress callback to logits and hidden states, the latter maybe empty.
+Ask = Callable[
+    [list[npt.NDArray[Any]], Callable[[int], object]],
+    tuple[list[Float32Array], list[Float32Array]],
+]
 
 
 class Labeller(Protocol):
@@ -71,64 +95,16 @@ class Labeller(Protocol):
     ) -> list[Float32Array]:
         """Logits [T_i, C] of each sequence of piece ids."""
 
-
-@dataclass(frozen=True)
-class Texts:
-    """The sentences of a run: all of ``train``, then the transfer text.
-
-    A transfer sentence that came before, in ``train`` or in the transfer text, is left out, and so
-    is one of ``dev``. Sentences are compared without white space, so that running text equals its
-    tokenised form.
-
-    Attributes:
-        train: labelled files.
-        dev: labelled files whose sentences the transfer text must not show.
-        transfer: paths of unlabelled files.
-    """
-
-    train: tuple[Corpus, ...]
-    dev: tuple[Corpus, ...] = ()
-    transfer: tuple[str, ...] = ()
-
-    def __iter__(self) -> Iterator[Sentence]:
-        seen = {_fingerprint(s) for corpus in (*self.dev, *self.train) for s in corpus.sentences}
-        for corpus in self.train:
-            yield from corpus.sentences
-        for sentence in read_transfer(self.transfer):
-            mark = _fingerprint(sentence)
-            if mark not in seen:
-                seen.add(mark)
-                yield sentence
-
-    def describe(self) -> list[dict[str, Any]]:
-        """Read all transfer text once; entries of ``run.json``'s ``data`` for its files.
-
-        Raises:
-            ValueError, OSError: a file that cannot be read to its end.
-        """
-        entries = []
-        for path in self.transfer:
-            sentences = words = 0
-            for sentence in read_transfer([path]):
-                sentences += 1
-                words += len(sentence.words or (sentence.text or "").split())
-            entries.append(
-                {
-                    "role": "transfer",
-                    "name": runs.portable(path),
-                    "digest": file_digest(path),
-                    "sentences": sentences,
-                    "words": words,
-                }
-            )
-        return entries
-
-
-def _fingerprint(sentence: Sentence) -> int:
-    """64 bits of a hash: a set of them costs a tenth of the texts."""
-    joined = "".join(sentence.words or (sentence.text or "").split())
-    joined = "".join(joined.split())
-    return int.from_bytes(hashlib.blake2b(joined.encode(), digest_size=8).digest(), "little")
+    def outputs(
+        self,
+        sequences: Sequence[npt.NDArray[np.integer]],
+        batch_tokens: int = ...,
+        progress: Callable[[int], object] | None = ...,
+        *,
+        layer: int,
+        reduce: Callable[[Float32Array], Float32Array] | None = ...,
+    ) -> tuple[list[Float32Array], list[Float32Array]]:
+        """Logits, and the states [T_i, R] of a layer after ``reduce``."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +117,8 @@ class Batch:
         first: [P] bool, first pieces of words.
         targets: [P] int64, gold labels or IGNORED.
         logits: [P, C] float32, the teacher's.
+        representation: [P, R] float32, of a hidden layer of the teacher; R = 0 where the cache has
+            none.
     """
 
     ids: npt.NDArray[np.int32]
@@ -148,6 +126,7 @@ class Batch:
     first: npt.NDArray[np.bool_]
     targets: npt.NDArray[np.int64]
     logits: Float32Array
+    representation: Float32Array
 
 
 class Cache:
@@ -156,6 +135,7 @@ class Cache:
     Attributes:
         sentences: N.
         pieces: number of all pieces.
+        width: R of the representations, 0 where there are none.
     """
 
     def __init__(self, folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> None:
@@ -168,12 +148,13 @@ class Cache:
         self.pieces = sum(entry["pieces"] for entry in entries.values())
         # Each open map holds a file descriptor, of which a process may have 1024 at worst.
         self._map = functools.lru_cache(maxsize=512)(_map_shard)
+        first = self._map(self._paths[0]) if self._paths else {}
+        self.width = first["representation"].shape[1] if "representation" in first else 0
 
     def batch(self, sentences: npt.NDArray[np.integer]) -> Batch:
         """Sentences by number, in the order given."""
-        parts: dict[str, list[npt.NDArray[Any]]] = {
-            name: [] for name in ("ids", "first", "targets", "logits")
-        }
+        names = ("ids", "first", "targets", "logits", *(["representation"] if self.width else []))
+        parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
         cu_seqlens = np.zeros(len(sentences) + 1, np.int32)
         homes = np.searchsorted(self._first, sentences, side="right") - 1
         for row, (home, sentence) in enumerate(zip(homes, sentences, strict=True)):
@@ -190,7 +171,29 @@ class Cache:
             first=joined["first"].astype(bool),
             targets=joined["targets"].astype(np.int64),
             logits=joined["logits"].astype(np.float32),
+            representation=(
+                joined["representation"].astype(np.float32)
+                if self.width
+                else np.zeros((len(joined["ids"]), 0), np.float32)
+            ),
         )
+
+    def labelled(self) -> npt.NDArray[np.bool_]:
+        """Which sentences are of the labelled text, [N]: those whose first piece has a target."""
+        parts = []
+        for path in self._paths:
+            shard = self._map(path)
+            parts.append(shard["targets"][shard["cu_seqlens"][:-1]] != IGNORED)
+        return np.concatenate([np.zeros(0, bool), *parts])
+
+    def languages(self) -> npt.NDArray[np.int16]:
+        """Number of each sentence's language, [N], in the order of ``Texts.languages``."""
+        parts = [np.zeros(0, np.int16)]
+        for path in self._paths:
+            shard = self._map(path)
+            none = np.zeros(len(shard["cu_seqlens"]) - 1, np.int16)
+            parts.append(shard.get("languages", none))
+        return np.concatenate(parts)
 
     def piece_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each of the teacher's pieces occurs, [vocab_size]."""
@@ -209,9 +212,11 @@ def build_cache(
     max_length: int = 256,
     pieces: Literal["all", "first"] = "all",
     soft: bool = True,
+    representation: Representation | None = None,
     batch_pieces: int = 8192,
     expected: int | None = None,
     progress: bool = True,
+    ranks: Ranks | None = None,
 ) -> tuple[Cache, str]:
     """Label all sentences with the teacher, or take up what was labelled before.
 
@@ -223,9 +228,11 @@ def build_cache(
         max_length: most pieces of a sentence; longer ones are cut at word borders.
         pieces: which pieces have targets.
         soft: whether the logits are wanted.
+        representation: which hidden states are wanted; None for none. Logits come with them.
         batch_pieces: pieces the teacher is given at once.
         expected: number of sentences, about; lets the bar guess when it will be full.
         progress: show a bar, in pieces.
+        ranks: the processes that do it together; this one alone if None.
 
     Returns:
         The cache and its key.
@@ -245,20 +252,49 @@ def build_cache(
         "soft": soft,
         "shard_sentences": SHARD_SENTENCES,
     }
+    if texts.languages:
+        about["languages"] = texts.languages
+    if representation is not None:
+        about["representation"] = dataclasses.asdict(representation)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     folder = root / key[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = _read_manifest(folder / MANIFEST)
-    done: dict[str, dict[str, Any]] = manifest.get("shards", {})
+    ranks = ranks or Ranks()
+    own_manifest = folder / (MANIFEST if ranks.size == 1 else f"manifest-{ranks.rank}.json")
+    manifest = _read_manifests(folder)
+    done: dict[str, dict[str, Any]] = manifest["shards"]
     good = {name for name, entry in done.items() if _intact(folder / name, entry)}
+    ranks.wait()  # all have read before anybody writes
     if manifest.get("complete") and len(good) == len(done):
         return Cache(folder, done), key
+    extra: dict[str, Any] = {}
+    reduce = None
+    if representation is not None and representation.size:
+        reduce, extra["components"] = ranks.first_goes_ahead(
+            lambda: stored_components(
+                folder,
+                lambda: _components(teacher, texts, representation, max_length, batch_pieces),
+            )
+        )
+        if extra["components"] != manifest.get("components"):
+            done, good = {}, set()  # shards in other components are of no use beside these
+
+    def ask(
+        ids: list[npt.NDArray[Any]], bar: Callable[[int], object]
+    ) -> tuple[list[Float32Array], list[Float32Array]]:
+        if representation is None:
+            return teacher.logits(ids, batch_pieces, bar), []
+        return teacher.outputs(ids, batch_pieces, bar, layer=representation.layer, reduce=reduce)
+
     if damaged := sorted(set(done) - good):
         tqdm.write(f"{folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
+    # Where several work, each writes down what was there before as well: nothing is lost when one
+    # manifest replaces another.
     done = {name: done[name] for name in sorted(good)}
     sentences = 0
+    asked = soft or representation is not None
     with tqdm(
-        desc="teacher labels" if soft else "pieces",
+        desc="teacher labels" if asked else "pieces",
         unit="piece",
         unit_scale=True,
         disable=None if progress else True,
@@ -267,19 +303,33 @@ def build_cache(
     ) as bar:
         for number, chunk in enumerate(_chunks(texts, SHARD_SENTENCES)):
             name = f"shard-{number:05d}.safetensors"
-            if name not in good:
-                arrays = _label(teacher, chunk, max_length, pieces, soft, batch_pieces, bar)
+            if name in good:
+                bar.update(done[name]["pieces"])
+            elif number % ranks.size == ranks.rank:
+                arrays = _label(teacher, chunk, max_length, pieces, ask if asked else None, bar)
+                if texts.languages:
+                    arrays["languages"] = _languages(chunk, arrays.pop("order"), texts.languages)
+                arrays.pop("order", None)
                 done[name] = _write_shard(folder / name, arrays)
                 done = dict(sorted(done.items()))
-                runs.write_json(folder / MANIFEST, {"about": about, "shards": done})
+                runs.write_json(own_manifest, {"about": about, **extra, "shards": done})
             else:
-                bar.update(done[name]["pieces"])
+                continue
             sentences += len(chunk)
             if expected:
-                bar.total = round(bar.n * max(1.0, expected / sentences))
+                bar.total = round(bar.n * max(1.0, expected / ranks.size / sentences))
+    ranks.wait()
+    if ranks.size > 1:
+        done = _read_manifests(folder)["shards"]
+    ranks.wait()
     if not sum(entry["pieces"] for entry in done.values()):
         raise ValueError("train and transfer: the tokeniser makes no piece of any of these words")
-    runs.write_json(folder / MANIFEST, {"about": about, "complete": True, "shards": done})
+    if ranks.first:
+        whole = {"about": about, "complete": True, **extra, "shards": done}
+        runs.write_json(folder / MANIFEST, whole)
+        for file in folder.glob("manifest-*.json"):
+            file.unlink()
+    ranks.wait()
     return Cache(folder, done), key
 
 
@@ -299,25 +349,25 @@ def _label(
     sentences: Sequence[Sentence],
     max_length: int,
     pieces: Literal["all", "first"],
-    soft: bool,
-    batch_pieces: int,
+    ask: Ask | None,
     bar: tqdm[Any],
 ) -> Arrays:
-    """The arrays of one shard."""
+    """The arrays of one shard; ``order`` [S] says which of ``sentences`` each run is of."""
     parts: list[tuple[npt.NDArray[Any], ...]] = []  # ids, first, targets of each run
+    order: list[int] = []
     # Sentences of words and sentences of text are tokenised in different ways.
-    worded = [s for s in sentences if s.words is not None]
-    running = [s.text or "" for s in sentences if s.words is None]
-    labelled = [s for s in worded if s.tags is not None]
-    plain = [s for s in worded if s.tags is None]
-    for group, tags in (
-        (align(teacher.tokenizer, [s.words or () for s in labelled]), labelled),
-        (align(teacher.tokenizer, [s.words or () for s in plain]), None),
-        (align_text(teacher.tokenizer, running), None),
-    ):
+    worded = [i for i, s in enumerate(sentences) if s.words is not None]
+    running = [i for i, s in enumerate(sentences) if s.words is None]
+    labelled = [i for i in worded if sentences[i].tags is not None]
+    plain = [i for i in worded if sentences[i].tags is None]
+    for numbers, tags in ((labelled, True), (plain, False), (running, False)):
+        if numbers is running:
+            group = align_text(teacher.tokenizer, [sentences[i].text or "" for i in numbers])
+        else:
+            group = align(teacher.tokenizer, [sentences[i].words or () for i in numbers])
         targets = np.full(len(group.ids), IGNORED, np.int64)
-        if tags is not None:
-            words = tag_ids([s.tags or () for s in tags], teacher.labels)
+        if tags:
+            words = tag_ids([sentences[i].tags or () for i in numbers], teacher.labels)
             targets = piece_targets(group, words, teacher.labels, pieces)
         first = np.zeros(len(group.ids), np.uint8)
         first[group.first_piece[group.first_piece >= 0]] = 1
@@ -325,17 +375,16 @@ def _label(
             for start, stop in split_points(group, sentence, max_length):
                 run = slice(start, stop)
                 parts.append((group.ids[run], first[run], targets[run]))
+                order.append(numbers[sentence])
     ids = [part[0] for part in parts]
     total = sum(map(len, ids))
     logits = np.zeros((total, 0), np.float16)
-    if soft and ids:
-        lengths = sum(map(len, ids)) / len(ids)
-        values = np.concatenate(
-            teacher.logits(ids, batch_pieces, lambda n: bar.update(round(n * lengths)))
-        )
-        if not np.isfinite(values).all() or np.abs(values).max() > _FLOAT16_MAX:
-            raise ValueError("the teacher's logits are not finite, or too large for float16")
-        logits = values.astype(np.float16)
+    hidden = None
+    if ask is not None and ids:
+        lengths = total / len(ids)
+        values, states = ask(ids, lambda n: bar.update(round(n * lengths)))
+        logits = _half("logits", values)
+        hidden = _half("hidden states", states) if states else None
     else:
         bar.update(total)
     cu_seqlens = np.zeros(len(ids) + 1, np.int32)
@@ -347,7 +396,52 @@ def _label(
         "first": np.concatenate([*(part[1] for part in parts), empty]).astype(np.uint8),
         "targets": np.concatenate([*(part[2] for part in parts), empty]).astype(np.int16),
         "logits": logits,
+        **({} if hidden is None else {"representation": hidden}),
+        "order": np.array(order, np.int64),
     }
+
+
+def _languages(
+    sentences: Sequence[Sentence], order: npt.NDArray[Any], names: Sequence[str]
+) -> npt.NDArray[np.int16]:
+    """Number of the language of each run of a shard."""
+    number = {name: i for i, name in enumerate(names)}
+    each = np.array([number[sentence.language] for sentence in sentences], np.int16)
+    runs_of: npt.NDArray[np.int16] = each[order]
+    return runs_of
+
+
+def _half(name: str, parts: Sequence[Float32Array]) -> npt.NDArray[np.float16]:
+    """Join and narrow what the teacher gave.
+
+    Raises:
+        ValueError: it is not finite or exceeds what float16 holds.
+    """
+    values = np.concatenate(parts)
+    if not np.isfinite(values).all() or np.abs(values).max() > _FLOAT16_MAX:
+        raise ValueError(f"the teacher's {name} are not finite, or too large for float16")
+    return values.astype(np.float16)
+
+
+def _components(
+    teacher: Labeller,
+    texts: Texts,
+    representation: Representation,
+    max_length: int,
+    batch_pieces: int,
+) -> Components:
+    """Principal components of a layer on a sample of the labelled text."""
+    words = [s.words or () for corpus in texts.train for s in corpus.sentences]
+    sample = align(teacher.tokenizer, spread(words))
+    ids = [
+        sample.ids[start:stop]
+        for sentence in range(len(sample))
+        for start, stop in split_points(sample, sentence, max_length)
+    ]
+    return principal_components(
+        lambda add: teacher.outputs(ids, batch_pieces, layer=representation.layer, reduce=add),
+        representation.size,
+    )
 
 
 def align_text(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> Alignment:
@@ -393,13 +487,24 @@ def _write_shard(path: Path, arrays: Arrays) -> dict[str, Any]:
     }
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest; empty where there is none or it is damaged, and the shards are made anew."""
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+def _read_manifests(folder: Path) -> dict[str, Any]:
+    """All manifests as one; one that is missing or damaged counts as empty.
+
+    What it would have named is made anew, as are shards in other components than the first one's.
+    """
+    merged: dict[str, Any] = {"shards": {}}
+    for path in [folder / MANIFEST, *sorted(folder.glob("manifest-*.json"))]:
+        try:
+            manifest = json.loads(path.read_text("utf-8"))
+            shards = dict(manifest.get("shards", {}))
+        except (FileNotFoundError, ValueError, AttributeError, TypeError):
+            continue
+        if manifest.get("components") == merged.setdefault(
+            "components", manifest.get("components")
+        ):
+            merged["shards"] |= shards
+            merged["complete"] = merged.get("complete") or manifest.get("complete")
+    return {**merged, "shards": dict(sorted(merged["shards"].items()))}
 
 
 def _intact(path: Path, entry: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xdistil_fast.labels import label_types, scheme_of
 from xdistil_fast.model_io import ModelConfig
 
 _TEST_TITLE = "## Scores on test data"
@@ -21,14 +22,10 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
     """
     metrics, settings, machine = record["metrics"], record["settings"], record["machine"]
     dev = metrics["dev"]
-    types = sorted({label[2:] for label in config.labels} - {""})
+    types = label_types(config.labels)
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
-    how = (
-        "labels alone"
-        if settings["labels_only"]
-        else f"labels (weight {settings['hard_weight']:g}) and the teacher's logits "
-        f"(weight {settings['soft_weight']:g})"
-    )
+    kind = "entity types" if scheme_of(config.labels) == "IOB2" else "tags of words"
+    how = _recipe(record)
     lines = [
         "---",
         "library_name: xdistil-fast",
@@ -37,7 +34,7 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         "",
         f"# {name}",
         "",
-        f"A BiLSTM tagger ({config.head} head) for the entity types {', '.join(types)}, distilled "
+        f"A BiLSTM tagger ({config.head} head) for the {kind} {', '.join(types)}, distilled "
         f"from the teacher `{settings['teacher']}`.",
         "",
         "```python",
@@ -56,7 +53,7 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         "## Scores on dev",
         "",
         "Strict, word level, 0 to 100, by the code and with the weights in this folder. "
-        f"Dev chose the epoch ({metrics['best_epoch']} of {settings['epochs']}).",
+        f"Dev chose the epoch ({metrics['best_epoch']} of {len(record['history'])}).",
         "",
         "| type | precision | recall | F1 | entities |",
         "|---|---|---|---|---|",
@@ -66,7 +63,7 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         "## Training",
         "",
         f"Trained on {how}: {metrics['training_sentences']:,} sentences, "
-        f"{metrics['training_pieces']:,} pieces, {settings['epochs']} epochs, seed "
+        f"{metrics['training_pieces']:,} pieces, {len(record['history'])} epochs, seed "
         f"{settings['seed']}.",
         "",
         "| role | file | sentences | words | SHA-256 |",
@@ -88,6 +85,26 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         "",
     ]
     return "\n".join(lines)
+
+
+def _recipe(record: Mapping[str, Any]) -> str:
+    """Which losses each stage had, from the history."""
+    settings = record["settings"]
+    names = {
+        "hard": "labels (weight {:g})",
+        "soft": "the teacher's logits (weight {:g})",
+        "representation": "the teacher's hidden states (weight {:g})",
+    }
+    stages: dict[str, list[str]] = {}
+    for entry in record["history"]:
+        used = [n for n in names if entry[n]]
+        stages.setdefault(entry["stage"], used)
+    if all(used == ["hard"] for used in stages.values()):
+        return "labels alone"
+    return ", then on ".join(
+        " and ".join(names[n].format(settings[f"{n}_weight"]) for n in used)
+        for used in stages.values()
+    )
 
 
 def with_test_scores(card: str, digest: str, evaluations: Sequence[Mapping[str, Any]]) -> str:

@@ -10,12 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from xdistil_fast.train.augmentation import parse_augmentation
+from xdistil_fast.train.schedules import LOSSES, SCHEDULES, Stage
+
 PathLike: TypeAlias = "str | Path"
 
 HEADS = ("softmax", "crf")
-SCHEDULES = ("cosine", "linear")
+DECAYS = ("cosine", "linear")
 STORED = ("float32", "float16")
+LOGIT_LOSSES = ("mse", "kl", "marginals")
+REPRESENTATION_LOSSES = ("mse", "cosine", "kld")
 EMBEDDING_STARTS = ("svd", "random")
+_LABEL_SCHEDULES = ("d0", "d0-s")
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
@@ -30,23 +36,43 @@ class DistillConfig:
 
     Attributes:
         teacher: folder or Hub id of a fine-tuned token classifier.
-        train: labelled files: hard and soft loss.
-        dev: labelled files that choose the best epoch.
+        train: labelled files: hard and soft loss. These, and those of ``dev`` and ``transfer``, may
+            have their language before them: ``de=FILE``.
+        dev: labelled files that choose the best epoch, by F1; where they have languages, by its
+            mean over these.
         output: the student's folder; must not exist.
         transfer: unlabelled files: soft loss.
         label_map: entity types renamed (or dropped, None) in ``train`` and ``dev``.
         student: ``"ExH"``: embedding size and hidden size of each direction.
         head: ``softmax`` or ``crf``.
-        epochs: passes over ``train`` and ``transfer`` together.
+        schedule: the recipe, a name of :data:`~xdistil_fast.train.schedules.SCHEDULES`.
+        epochs: passes over the text of each fit of the schedule, at most.
+        patience: epochs without a better score on ``dev`` after which a fit ends; 0 for no limit,
+            None for what the schedule says.
         lr: highest learning rate of Adam.
         batch_size: sentences a step.
-        warmup: share of all steps in which the learning rate rises from 0.
-        schedule: how it falls to 0 afterwards, ``cosine`` or ``linear``.
+        warmup: share of the steps of a fit in which the learning rate rises from 0.
+        decay: how it falls to 0 afterwards, ``cosine`` or ``linear``.
         dropout: share of embedding and BiLSTM output elements set to 0 in training.
         clip: largest norm of the gradient of all parameters; 0 for no limit.
         hard_weight: factor of the loss on labels.
         soft_weight: factor of the loss on the teacher's logits.
-        labels_only: train on labels alone, the baseline; takes no ``transfer``.
+        logit_loss: how logits are compared: ``mse``, ``kl`` of their softmax, or ``marginals``, kl
+            of a CRF's marginals (head ``crf``).
+        temperature: divides the logits in ``kl`` and ``marginals``.
+        representation_weight: factor of the loss on the teacher's hidden states, in schedules that
+            have it.
+        representation_loss: how hidden states are compared: ``mse``, ``cosine``, or ``kld``, the
+            paper's (on full width only).
+        representation_size: principal components of the teacher's hidden states that are kept; 0
+            for the states as they are.
+        teacher_layer: encoder layer they are taken from, from 1; -1 is the last, -2 the one before.
+            None for the paper's 7 of 12, in a teacher of another depth the one in its place.
+        labelled_share: share of each batch that is drawn from labelled text in stages that train
+            on labels and logits; 0 to take sentences as they come. The loss on labels is divided
+            by all pieces of a batch, so a large transfer text weakens it; a share of, say, 0.25 or
+            a larger ``hard_weight`` restores it.
+        labels_only: train on labels alone, the baseline: schedule ``d0-s``.
         pieces: pieces trained on: ``all``, or ``first`` of each word for a teacher that was itself
             trained on first pieces only.
         embeddings: start of the embedding table: ``svd`` of the teacher's, ``random``, or a file
@@ -55,6 +81,10 @@ class DistillConfig:
         min_piece_count: pieces seen less often are spelled with shorter ones.
         max_length: most pieces of a sentence; longer ones are cut at a word border and go on as
             a further sentence.
+        augment: copies of sentences that the teacher labels as further transfer text, such as
+            ``swap=1,dropout=0.5`` (:mod:`~xdistil_fast.train.augmentation`).
+        language_sampling: languages are drawn in proportion to their number of sentences to this
+            power, 0 to 1 (:mod:`~xdistil_fast.train.languages`).
         keep_dev_sentences: keep transfer sentences that also stand in ``dev``.
         cache: folder for the teacher's logits, to be used again by other runs; without it they
             lie with the unfinished output and go when it is done.
@@ -76,21 +106,32 @@ class DistillConfig:
     label_map: Mapping[str, str | None] | None = None
     student: str = "100x200"
     head: str = "softmax"
+    schedule: str = "default"
     epochs: int = 6
+    patience: int | None = None
     lr: float = 3e-3
     batch_size: int = 64
     warmup: float = 0.05
-    schedule: str = "cosine"
+    decay: str = "cosine"
     dropout: float = 0.1
     clip: float = 5.0
     hard_weight: float = 1.0
     soft_weight: float = 1.0
+    logit_loss: str = "mse"
+    temperature: float = 1.0
+    representation_weight: float = 1.0
+    representation_loss: str = "mse"
+    representation_size: int = 128
+    teacher_layer: int | None = None
+    labelled_share: float = 0.0
     labels_only: bool = False
     pieces: Literal["all", "first"] = "all"
     embeddings: str = "svd"
     embedding_dtype: str = "float32"
     min_piece_count: int = 1
     max_length: int = 256
+    augment: str = ""
+    language_sampling: float = 1.0
     keep_dev_sentences: bool = False
     cache: str | None = None
     batch_pieces: int = 8192
@@ -112,9 +153,15 @@ class DistillConfig:
         for name in ("train", "dev"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; at least one labelled file is needed")
-        if self.labels_only and self.transfer:
+        _one_of("schedule", self.schedule, tuple(SCHEDULES))
+        if self.labels_only and self.schedule not in ("default", *_LABEL_SCHEDULES):
             raise ValueError(
-                "labels_only trains on labels alone and takes no transfer text; "
+                f"labels_only is set and schedule is {self.schedule!r}; allowed: one of the two"
+            )
+        if (self.labels_only or self.schedule in _LABEL_SCHEDULES) and self.transfer:
+            what = "labels_only" if self.labels_only else f"schedule {self.schedule!r}"
+            raise ValueError(
+                f"{what} trains on labels alone and takes no transfer text; "
                 f"transfer is {list(self.transfer)}"
             )
         if self.label_map is not None:
@@ -122,33 +169,93 @@ class DistillConfig:
         parse_size(self.student)
         _one_of("head", self.head, HEADS)
         _one_of("pieces", self.pieces, ("all", "first"))
-        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("logit_loss", self.logit_loss, LOGIT_LOSSES)
+        _one_of("representation_loss", self.representation_loss, REPRESENTATION_LOSSES)
+        _one_of("decay", self.decay, DECAYS)
         _one_of("embedding_dtype", self.embedding_dtype, STORED)
         _at_least("epochs", self.epochs, 1)
+        if self.patience is not None:
+            _at_least("patience", self.patience, 0)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("min_piece_count", self.min_piece_count, 1)
         _at_least("max_length", self.max_length, 8)
         _at_least("batch_pieces", self.batch_pieces, 1)
         _at_least("seed", self.seed, 0)
+        _within("language_sampling", self.language_sampling, 0.0, 1.0)
+        object.__setattr__(self, "augment", str(parse_augmentation(self.augment)))
         _within("lr", self.lr, 0.0, 1.0, open_low=True)
         _within("warmup", self.warmup, 0.0, 1.0)
         _within("dropout", self.dropout, 0.0, 0.95)
         _within("clip", self.clip, 0.0, math.inf)
         _within("hard_weight", self.hard_weight, 0.0, math.inf)
         _within("soft_weight", self.soft_weight, 0.0, math.inf)
+        _within("representation_weight", self.representation_weight, 0.0, math.inf)
+        _within("temperature", self.temperature, 0.0, math.inf, open_low=True)
+        _within("labelled_share", self.labelled_share, 0.0, 0.95)
+        if self.labelled_share and self.batch_size < 2:
+            raise ValueError(
+                f"labelled_share is {self.labelled_share!r} and batch_size is {self.batch_size}; "
+                "allowed: a batch_size of 2 or more, to hold labelled and other sentences"
+            )
+        _at_least("representation_size", self.representation_size, 0)
+        if self.teacher_layer is not None and type(self.teacher_layer) is not int:
+            raise ValueError(f"teacher_layer is {self.teacher_layer!r}; allowed: a whole number")
+        if self.logit_loss == "marginals" and self.head != "crf":
+            raise ValueError("logit_loss is 'marginals' and head is not 'crf'; only a CRF has them")
+        if self.logit_loss == "mse" and self.temperature != 1.0:
+            raise ValueError(
+                f"temperature is {self.temperature!r} and logit_loss is 'mse', which has none; "
+                "allowed: 1, or logit_loss 'kl' or 'marginals'"
+            )
+        if self.representation_loss == "kld" and self.representation_size:
+            raise ValueError(
+                "representation_loss is 'kld', which is defined on the teacher's own components, "
+                f"and representation_size is {self.representation_size}; allowed: 0"
+            )
         _within("checkpoint_minutes", self.checkpoint_minutes, 0.0, math.inf, open_low=True)
+        if self.language_sampling != 1 and self.labelled_share:
+            raise ValueError(
+                f"language_sampling is {self.language_sampling:g} and labelled_share "
+                f"{self.labelled_share:g}: each says what a batch is made of; allowed: one of them"
+            )
         if self.head == "crf" and self.pieces == "first":
             raise ValueError(
                 "head is 'crf' and pieces is 'first': a CRF learns from whole sequences of pieces; "
                 "allowed: pieces 'all', or head 'softmax'"
             )
-        if not self.hard_weight and (self.labels_only or not self.soft_weight):
-            raise ValueError("hard_weight is 0 and there is no soft loss: nothing to train on")
+        for stage in self.stages:
+            if not self.weights(stage):
+                zero = ", ".join(f"{name}_weight" for name in stage.losses)
+                raise ValueError(
+                    f"schedule {self.schedule!r}, stage {stage.name!r}: nothing to train on where "
+                    f"{zero} is 0"
+                )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the schedule."""
+        return SCHEDULES["d0-s" if self.labels_only else self.schedule]
+
+    def weights(self, stage: Stage) -> dict[str, float]:
+        """Factors of the losses that a stage trains on: those that are not 0, by name."""
+        weights = {
+            name: getattr(self, f"{name}_weight") * stage.losses.get(name, 0.0) for name in LOSSES
+        }
+        return {name: weight for name, weight in weights.items() if weight}
+
+    def patience_of(self, stage: Stage) -> int:
+        """Epochs without a better score after which a fit of a stage ends; 0 for no limit."""
+        return stage.patience if self.patience is None else self.patience
 
     @property
     def soft(self) -> bool:
         """Whether the teacher's logits are trained on."""
-        return not self.labels_only and self.soft_weight > 0
+        return any("soft" in self.weights(stage) for stage in self.stages)
+
+    @property
+    def representation(self) -> bool:
+        """Whether the teacher's hidden states are trained on."""
+        return any("representation" in self.weights(stage) for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON values."""

@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from xdistil_fast.labels import make_labels
+from xdistil_fast.labels import make_labels, scheme_of
 from xdistil_fast.scoring import Scores, score
 from xdistil_fast.train import checkpoint, runs
 from xdistil_fast.train.alignment import (
@@ -40,7 +40,14 @@ from xdistil_fast.train.alignment import (
     split_points,
     tag_ids,
 )
-from xdistil_fast.train.corpora import Corpus
+from xdistil_fast.train.corpora import Corpus, labelling_of
+from xdistil_fast.train.languages import (
+    check_languages,
+    chosen_by,
+    language_report,
+    languages_of,
+    score_languages,
+)
 from xdistil_fast.train.teacher import (
     Teacher,
     check_vocabulary,
@@ -131,7 +138,8 @@ def fine_tune(
     Args:
         base: local folder or Hub id of a Hugging Face encoder.
         train: labelled corpora to learn from; their entity types make the labels.
-        dev: labelled corpora that choose the epoch, by strict word-level F1.
+        dev: labelled corpora that choose the epoch, by strict word-level F1; where they have
+            languages, by its mean over these.
         out: folder to make. One made by the same run is left as it is.
         settings: see :class:`TeacherSettings`.
         command: argv for ``run.json``.
@@ -190,6 +198,24 @@ def fast_bf16(device: torch.device) -> bool:
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, check, bool)() for check in checks)
     return False
+
+
+def adamw(
+    parameters: Iterable[torch.nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    device: torch.device,
+) -> torch.optim.AdamW:
+    """AdamW that decays matrices but no biases and norms."""
+    trained = [p for p in parameters if p.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=learning_rate,
+        fused=device.type in ("cpu", "cuda"),
+    )
 
 
 def epoch_batches(
@@ -259,10 +285,13 @@ class _Run:
             raise ValueError("train: the tokeniser makes no piece of any of these words")
         self.lengths = np.array([stop - start for start, stop in self.runs], dtype=np.int64)
         dev_words, self.dev_tags = _words_and_tags(dev)
+        self.dev_languages = languages_of(dev)
         self.dev_alignment: Alignment = align(teacher.tokenizer, dev_words)
         self.steps_per_epoch = math.ceil(len(self.runs) / settings.batch_size)
         self.names = dict(self.model.named_parameters())
-        self.optimizer = self._optimizer()
+        self.optimizer = adamw(
+            self.names.values(), settings.learning_rate, settings.weight_decay, self.device
+        )
         self.autocast = fast_bf16(self.device)
         self.state = _State(0, 0, {}, [], 0.0)
         self.best: dict[str, torch.Tensor] = {}
@@ -273,11 +302,14 @@ class _Run:
         for epoch in range(self.state.epoch + 1, self.settings.epochs + 1):
             started = time.perf_counter()
             loss = self._epoch(epoch)
-            scores = self._evaluate()
+            scores, languages = self._evaluate()
+            f1 = chosen_by(scores, languages)
             best = max((h["dev_f1"] for h in self.state.history), default=-1.0)
-            if scores.f1 > best:
+            if f1 > best:
                 self.state.best_epoch = epoch
                 self.state.best_scores = scores.to_dict()
+                if languages:
+                    self.state.best_scores |= language_report(languages)
                 self.best = {
                     k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()
                 }
@@ -285,11 +317,11 @@ class _Run:
             self.state.epoch = epoch
             self.state.seconds += seconds
             self.state.history.append(
-                {"epoch": epoch, "loss": loss, "dev_f1": scores.f1, "seconds": round(seconds, 3)}
+                {"epoch": epoch, "loss": loss, "dev_f1": f1, "seconds": round(seconds, 3)}
             )
             self._save()
             self._say(
-                f"epoch {epoch}/{self.settings.epochs}: loss {loss:.4f}, dev F1 {scores.f1:.2f}, "
+                f"epoch {epoch}/{self.settings.epochs}: loss {loss:.4f}, dev F1 {f1:.2f}, "
                 f"{seconds:.0f} s"
             )
             if on_epoch is not None:
@@ -351,7 +383,8 @@ class _Run:
         self.optimizer.step()
         return value
 
-    def _evaluate(self) -> Scores:
+    def _evaluate(self) -> tuple[Scores, dict[str, Scores]]:
+        """Scores on dev, of all and of each language."""
         with tqdm(
             total=len(self.dev_alignment),
             desc="dev",
@@ -360,21 +393,10 @@ class _Run:
             dynamic_ncols=True,
             leave=False,
         ) as bar:
-            return score(self.dev_tags, self.teacher.tag(self.dev_alignment, bar.update))
-
-    def _optimizer(self) -> torch.optim.AdamW:
-        trained = [p for p in self.names.values() if p.requires_grad]
-        return torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in trained if p.ndim > 1],
-                    "weight_decay": self.settings.weight_decay,
-                },
-                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=self.settings.learning_rate,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+            found = self.teacher.tag(self.dev_alignment, bar.update)
+        scheme = scheme_of(self.teacher.labels)
+        languages = score_languages(self.dev_languages, self.dev_tags, found, scheme)
+        return score(self.dev_tags, found, scheme), languages
 
     def _save(self) -> None:
         """Checkpoint of this epoch, written beside and renamed; then the older one goes."""
@@ -471,6 +493,8 @@ def _finish(
 def _labels(train: Sequence[Corpus], dev: Sequence[Corpus]) -> list[str]:
     if not train or not dev:
         raise ValueError("both train and dev need at least one corpus")
+    check_languages(dev, "dev")
+    scheme = labelling_of([*train, *dev])
     types = frozenset[str]().union(*(c.types for c in train))
     if not types:
         raise ValueError(f"{train[0].path}: no entity in the training sentences")
@@ -480,6 +504,8 @@ def _labels(train: Sequence[Corpus], dev: Sequence[Corpus]) -> list[str]:
                 f"{corpus.path}: entity types {unknown} do not occur in train, which has "
                 f"{sorted(types)}; a label map can rename or drop them"
             )
+    if scheme == "tags":
+        return sorted({tag for c in train for s in c.sentences for tag in s.tags or ()})
     return make_labels(types)
 
 
@@ -491,6 +517,7 @@ def _words_and_tags(
 
 
 def _identity(corpus: Corpus) -> dict[str, Any]:
-    """What of a corpus decides the result: its bytes and the label map, not its name."""
+    """What of a corpus decides the result: its bytes, label map and language, not its name."""
     label_map = None if corpus.label_map is None else dict(corpus.label_map)
-    return {"digest": corpus.digest, "label_map": label_map}
+    language = {"language": corpus.language} if corpus.language else {}
+    return {"digest": corpus.digest, "label_map": label_map, **language}

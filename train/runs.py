@@ -10,10 +10,10 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 RUN_FILE = "run.json"
-Kind: TypeAlias = Literal["teacher", "student", "eval"]
+Kind: TypeAlias = Literal["pretrain", "teacher", "student", "eval"]
 
 _PACKAGES = ("xdistil-fast", "numpy", "tokenizers", "safetensors", "torch", "transformers")
 
@@ -164,7 +164,8 @@ def read_run(path: Path | str) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
     kind = record.get("kind") if isinstance(record, dict) else None
-    if kind not in ("teacher", "student", "eval"):
-        raise ValueError(f"{path}: kind is {kind!r}; allowed: 'teacher', 'student', 'eval'")
+    if kind not in get_args(Kind):
+        allowed = ", ".join(map(repr, get_args(Kind)))
+        raise ValueError(f"{path}: kind is {kind!r}; allowed: {allowed}")
     assert isinstance(record, dict)
     return record

@@ -7,6 +7,7 @@ saying where each sentence starts. Nothing is padded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,18 @@ import torch
 from torch import Tensor
 
 from xdistil_fast import nn, student, torch_ops
-from xdistil_fast.labels import OUTSIDE
+from xdistil_fast.labels import outside_of
 from xdistil_fast.train.alignment import Alignment
+from xdistil_fast.train.schedules import GROUPS
 
 FloatArray = npt.NDArray[np.float32]
+
+
+class Dropout(Protocol):
+    """Source of dropout: a NumPy generator, or the part of one that belongs to some rows."""
+
+    def bytes(self, length: int, /) -> bytes:
+        """Random bytes."""
 
 
 class Student(torch.nn.Module):
@@ -28,6 +37,8 @@ class Student(torch.nn.Module):
         hidden_size: H of each direction.
         num_labels: C.
         head: ``softmax``, or ``crf`` for transition scores on top.
+        projection_size: R, width of the projection that is trained on the teacher's hidden states
+            and not served; 0 for none.
         dropout: share of embedding and BiLSTM output elements dropped in training.
         seed: of all other start values.
     """
@@ -39,6 +50,7 @@ class Student(torch.nn.Module):
         num_labels: int,
         *,
         head: str = "softmax",
+        projection_size: int = 0,
         dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -51,11 +63,18 @@ class Student(torch.nn.Module):
             self.bilstm = nn.BiLSTM(embeddings.shape[1], hidden_size)
             self.output = nn.Linear(2 * hidden_size, num_labels)
             self.crf = nn.CRF(num_labels) if head == "crf" else None
+            # Last, so that all other start values are the same with it and without.
+            self.projection = (
+                nn.Linear(2 * hidden_size, projection_size) if projection_size else None
+            )
 
-    def forward(
-        self, ids: Tensor, cu_seqlens: Tensor, generator: np.random.Generator | None = None
-    ) -> Tensor:
-        """Emissions of a batch.
+    def forward(self, ids: Tensor, cu_seqlens: Tensor, generator: Dropout | None = None) -> Tensor:
+        """Emissions of a batch, [P, C]; the arguments are those of :meth:`encode`."""
+        emissions: Tensor = self.output(self.encode(ids, cu_seqlens, generator))
+        return emissions
+
+    def encode(self, ids: Tensor, cu_seqlens: Tensor, generator: Dropout | None = None) -> Tensor:
+        """States of the BiLSTM, which ``output`` and ``projection`` read.
 
         Args:
             ids: [P] int32 pieces.
@@ -63,16 +82,14 @@ class Student(torch.nn.Module):
             generator: source of dropout; without it nothing is dropped.
 
         Returns:
-            [P, C].
+            [P, 2H].
         """
         values = torch_ops.embedding(self.embedding.weight, ids)
         values = self._drop(values, generator)
         values = self.bilstm(values, cu_seqlens)
-        values = self._drop(values, generator)
-        emissions: Tensor = self.output(values)
-        return emissions
+        return self._drop(values, generator)
 
-    def _drop(self, values: Tensor, generator: np.random.Generator | None) -> Tensor:
+    def _drop(self, values: Tensor, generator: Dropout | None) -> Tensor:
         # 16 random bits an element: the mask costs a tenth of one from torch's generator.
         dropped = round(self.dropout * 65536)
         if generator is None or not dropped:
@@ -81,8 +98,16 @@ class Student(torch.nn.Module):
         scale = np.float32(65536 / (65536 - dropped))
         return values * torch.from_numpy(np.multiply(bits >= dropped, scale, dtype=np.float32))
 
+    def groups(self) -> dict[str, list[str]]:
+        """Names of the parameters of each layer, by its name in ``schedules.GROUPS``."""
+        found: dict[str, list[str]] = {group: [] for group in GROUPS}
+        for name, _ in self.named_parameters():
+            layer = name.partition(".")[0]
+            found["output" if layer == "crf" else layer].append(name)
+        return found
+
     def tensors(self) -> dict[str, FloatArray]:
-        """All parameters by the names of the model folder, as copies."""
+        """All parameters, those served by the names of the model folder, as copies."""
         return {name: value.detach().numpy().copy() for name, value in self.named_parameters()}
 
     def load(self, tensors: Mapping[str, npt.NDArray[np.floating]]) -> None:
@@ -103,7 +128,8 @@ def tag_words(
         labels: C labels.
 
     Returns:
-        One list of tags a sentence; words without pieces get ``O``.
+        One list of tags a sentence; words without pieces get ``O``, or ``_`` where labels have
+        no ``O``.
     """
     with_pieces = alignment.first_piece >= 0
     cu_words = np.concatenate([[0], np.cumsum(with_pieces)])[alignment.cu_words].astype(np.int32)
@@ -111,6 +137,6 @@ def tag_words(
     emissions = tagger.logits(alignment.ids, cu_pieces)
     first = alignment.first_piece[with_pieces]
     found, _ = tagger.decode_words(emissions, cu_pieces, first, cu_words)
-    tags = np.full(len(with_pieces), OUTSIDE, dtype=object)
+    tags = np.full(len(with_pieces), outside_of(labels), dtype=object)
     tags[with_pieces] = np.array(labels, dtype=object)[found]
     return [list(part) for part in np.split(tags, alignment.cu_words[1:-1])]

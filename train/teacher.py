@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,10 +27,12 @@ from xdistil_fast.train.alignment import Alignment, align, plain_tokenizer, word
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[int], object]
+Reduce = Callable[[FloatArray], FloatArray]
 # transformers' own types leave attributes of a model unknown, so its objects go unchecked here.
 Model: TypeAlias = Any
 HFTokenizer: TypeAlias = Any
 
+_UNNAMED = re.compile(r"LABEL_\d+")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Their position table starts behind the padding index, which takes rows away.
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})
@@ -42,7 +45,7 @@ class Teacher:
     """A token classifier with its tokeniser.
 
     Attributes:
-        labels: label names by id, IOB2.
+        labels: label names by id, IOB2 or plain tags.
         tokenizer: the backend tokeniser, without truncation and padding.
         max_pieces: pieces that fit into one window of the model, special tokens not counted.
     """
@@ -77,7 +80,7 @@ class Teacher:
 
         Raises:
             ValueError: nothing there; no fast tokeniser; weights that are missing, of another
-                shape than ``config.json`` says or not finite; labels that are not IOB2.
+                shape than ``config.json`` says or not finite; labels that are of no scheme.
         """
         name = resolve_name(path)
         with quiet_transformers():
@@ -151,11 +154,69 @@ class Teacher:
         Raises:
             ValueError: ``batch_tokens`` below 1, or a piece id outside of the embedding table.
         """
+        return self._outputs(sequences, batch_tokens, progress, None)[0]
+
+    def outputs(
+        self,
+        sequences: Sequence[Sequence[int] | npt.NDArray[np.integer]],
+        batch_tokens: int = 8192,
+        progress: Progress | None = None,
+        *,
+        layer: int,
+        reduce: Reduce | None = None,
+    ) -> tuple[list[FloatArray], list[FloatArray]]:
+        """Logits and hidden states of every piece, in one pass.
+
+        Args:
+            sequences: as for :meth:`logits`.
+            batch_tokens: as for :meth:`logits`.
+            progress: as for :meth:`logits`.
+            layer: encoder layer, as :meth:`resolve_layer` gives it.
+            reduce: turns states [n, D] into what is kept of them, [n, R], row by row; states are
+                kept as they are without it.
+
+        Returns:
+            [T_i, C] and [T_i, R] for each sequence, in the order given.
+
+        Raises:
+            ValueError: as :meth:`logits`.
+        """
+        return self._outputs(sequences, batch_tokens, progress, (layer, reduce))
+
+    def resolve_layer(self, layer: int | None) -> int:
+        """Number of an encoder layer, from 1.
+
+        Args:
+            layer: from 1, or from the end where negative; None for the paper's 7 of 12, or what
+                lies in its place in a model of another depth.
+
+        Raises:
+            ValueError: the model has no such layer.
+        """
+        depth = int(self.model.config.num_hidden_layers)
+        if layer is None:
+            return math.ceil(7 * depth / 12)
+        if not 1 <= abs(layer) <= depth:
+            raise ValueError(
+                f"teacher_layer is {layer}; the teacher has {depth} layers; allowed: 1 to {depth}, "
+                f"or -{depth} to -1 from the end"
+            )
+        return layer if layer > 0 else depth + 1 + layer
+
+    def _outputs(
+        self,
+        sequences: Sequence[Sequence[int] | npt.NDArray[np.integer]],
+        batch_tokens: int,
+        progress: Progress | None,
+        hidden: tuple[int, Reduce | None] | None,
+    ) -> tuple[list[FloatArray], list[FloatArray]]:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens is {batch_tokens}; allowed: 1 or more")
         arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
         self._check_ids(arrays)
+        layer, reduce = hidden or (None, None)
         results = [np.empty((len(ids), len(self.labels)), dtype=np.float32) for ids in arrays]
+        states: list[FloatArray] = []
         pending = [0] * len(arrays)
         windows: list[tuple[int, int, int, int, int]] = []
         for index, ids in enumerate(arrays):
@@ -171,17 +232,26 @@ class Teacher:
         self.model.eval()
         try:
             for batch in self._batches(windows, batch_tokens):
-                outputs = self._forward([arrays[i][a:b] for i, a, b, _, _ in batch])
+                inputs = [arrays[i][a:b] for i, a, b, _, _ in batch]
+                outputs, inner = self._forward(inputs, layer)
+                if reduce is not None:
+                    inner = [reduce(rows) for rows in inner]
+                if inner and not states:
+                    width = inner[0].shape[1]
+                    states = [np.empty((len(ids), width), dtype=np.float32) for ids in arrays]
                 done = 0
-                for (i, start, _, keep_from, keep_to), output in zip(batch, outputs, strict=True):
-                    results[i][keep_from:keep_to] = output[keep_from - start : keep_to - start]
+                for row, (i, start, _, keep_from, keep_to) in enumerate(batch):
+                    kept = slice(keep_from - start, keep_to - start)
+                    results[i][keep_from:keep_to] = outputs[row][kept]
+                    if inner:
+                        states[i][keep_from:keep_to] = inner[row][kept]
                     pending[i] -= 1
                     done += pending[i] == 0
                 if progress is not None and done:
                     progress(done)
         finally:
             self.model.train(was_training)
-        return results
+        return results, states
 
     def tag(self, alignment: Alignment, progress: Progress | None = None) -> list[list[str]]:
         """Most probable tag of every word of aligned sentences (that of its first piece)."""
@@ -193,7 +263,7 @@ class Teacher:
     def tag_words(
         self, sentences: Sequence[Sequence[str]], progress: Progress | None = None
     ) -> list[list[str]]:
-        """Most probable tag of every word; words without pieces get ``O``."""
+        """Most probable tag of every word; see :func:`~.alignment.words_from_pieces`."""
         if not sentences:
             return []
         return self.tag(align(self.tokenizer, sentences), progress)
@@ -225,16 +295,27 @@ class Teacher:
         if batch:
             yield batch
 
-    def _forward(self, pieces: Sequence[npt.NDArray[np.int64]]) -> list[FloatArray]:
+    def _forward(
+        self, pieces: Sequence[npt.NDArray[np.int64]], layer: int | None
+    ) -> tuple[list[FloatArray], list[FloatArray]]:
+        """Logits of a padded batch, and the states of a layer where one is asked for."""
         input_ids, mask = self.collate(pieces)
         with torch.inference_mode():
-            logits = self.model(
+            found = self.model(
                 input_ids=torch.from_numpy(input_ids).to(self.device),
                 attention_mask=torch.from_numpy(mask).to(self.device),
-            ).logits
-        array = logits.to("cpu", torch.float32).numpy()
+                **({} if layer is None else {"output_hidden_states": True}),
+            )
         begin = len(self.prefix_ids)
-        return [array[row, begin : begin + len(ids)] for row, ids in enumerate(pieces)]
+
+        def rows(tensor: torch.Tensor) -> list[FloatArray]:
+            array = tensor.to("cpu", torch.float32).numpy()
+            return [array[row, begin : begin + len(ids)] for row, ids in enumerate(pieces)]
+
+        if layer is None:
+            return rows(found.logits), []
+        # The embeddings come first, before the output of layer 1.
+        return rows(found.logits), rows(found.hidden_states[layer])
 
     def collate(
         self, pieces: Sequence[npt.NDArray[np.integer]]
@@ -456,10 +537,13 @@ def _labels_of_config(name: str, config: transformers.PretrainedConfig) -> list[
     names = getattr(config, "id2label", None) or {}
     labels = [str(names.get(i, "")) for i in range(len(names))]
     try:
+        if labels and all(map(_UNNAMED.fullmatch, labels)):
+            raise ValueError(f"{labels[0]!r} is what transformers calls a label without a name")
         validate_labels(labels)
     except ValueError as error:
         raise ValueError(
-            f"{name}: labels are not IOB2 ({error}); 'xdistil teacher' makes such a model"
+            f"{name}: labels are not IOB2, nor plain tags ({error}); 'xdistil teacher' makes such "
+            "a model"
         ) from None
     return labels
 

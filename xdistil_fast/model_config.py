@@ -51,7 +51,7 @@ class ModelConfig:
     """What `config.json` holds.
 
     Attributes:
-        labels: C distinct IOB2 labels; position is the tag id.
+        labels: C distinct labels, IOB2 or plain tags; position is the tag id.
         vocab_size: V, rows of the embedding table; every tokenizer id is below it.
         embedding_size: E, the BiLSTM's input size.
         hidden_size: H of each direction.

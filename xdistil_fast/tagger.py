@@ -98,6 +98,11 @@ class Tagger:
         self._student = Student(config, tensors, threads, precision, max_memory)
         self._encoder = TextEncoder(tokenizer, threads)
         self._names = config.labels
+        self._plain = iob.scheme_of(config.labels) == "tags"
+        # Of plain tags each word is an entity of its own, which is what B- says.
+        self._groups = tuple(
+            f"B-{name}" if self._plain and name != iob.OUTSIDE else name for name in config.labels
+        )
 
     @classmethod
     def from_pretrained(
@@ -140,7 +145,7 @@ class Tagger:
 
     @property
     def labels(self) -> list[str]:
-        """IOB2 labels by tag id."""
+        """Labels by tag id: IOB2, or plain tags."""
         return list(self.config.labels)
 
     @property
@@ -191,7 +196,8 @@ class Tagger:
         Returns:
             Entities in order, as dicts: `entity_group` (the type), `score` (mean over its words of
             the probability of their tags), `word`, `start`, `end`; `text[start:end] == word`,
-            counted in code points. For a list of texts one such list each.
+            counted in code points. For a list of texts one such list each. With a model of plain
+            tags (parts of speech) every word is an entity by itself, its tag the type.
 
         Raises:
             TypeError: anything but strings.
@@ -269,8 +275,8 @@ class Tagger:
             truncation: as for a call.
 
         Returns:
-            For each sentence one IOB2 tag a word; a word without any piece (a lone control
-            character, say) is `O`.
+            For each sentence one tag a word; a word without any piece (a lone control character,
+            say) is `O`, or `_` of a model of plain tags without `O`.
 
         Raises:
             TypeError: anything but lists of lists of strings.
@@ -350,12 +356,12 @@ class Tagger:
             encoded.word_ends,
             tagged.tags,
             tagged.probabilities,
-            self._names,
+            self._groups,
         )
         return entities
 
     def words(self, texts: Sequence[str], tagged: Tagged) -> list[list[tuple[str, str]]]:
-        """The words of `tag_batch` with their IOB2 tags, one list a text."""
+        """The words of `tag_batch` with their tags, one list a text."""
         encoded = tagged.encoded
         starts, ends = _core.finish_words(
             texts, encoded.cu_words, encoded.word_starts, encoded.word_ends
@@ -365,8 +371,10 @@ class Tagger:
         for index, text in enumerate(texts):
             mine = words[encoded.cu_words[index] : encoded.cu_words[index + 1]]
             row = [(text[start:end], self._names[tag]) for start, end, tag in mine if start < end]
-            repaired = iob.repair([tag for _, tag in row])
-            out.append([(word, tag) for (word, _), tag in zip(row, repaired, strict=True)])
+            if not self._plain:
+                repaired = iob.repair([tag for _, tag in row])
+                row = [(word, tag) for (word, _), tag in zip(row, repaired, strict=True)]
+            out.append(row)
         return out
 
     def split_tags(self, sentences: Sequence[Sequence[str]], tagged: Tagged) -> list[list[str]]:
@@ -376,11 +384,12 @@ class Tagger:
         out: list[list[str]] = []
         for index, words in enumerate(sentences):
             begin, stop = cu_words[index], cu_words[index + 1]
-            row = [iob.OUTSIDE] * len(words)
+            row = [iob.outside_of(self._names)] * len(words)
             for at in range(begin, stop):
                 row[positions[at]] = self._names[tags[at]]
             # A word without pieces is `O` between its neighbours, which may cut an entity.
-            out.append(row if stop - begin == len(words) else iob.repair(row))
+            whole = self._plain or stop - begin == len(words)
+            out.append(row if whole else iob.repair(row))
         return out
 
     def _logits(self, encoded: Encoded, max_pieces: int) -> Floats:

@@ -21,6 +21,7 @@ _COMMANDS = {
     "quantize": "xdistil_fast.commands.quantize",
     "bench": "xdistil_fast.commands.bench",
     "doctor": "xdistil_fast.commands.doctor",
+    "pretrain": "xdistil_fast.train.commands.pretrain",
     "teacher": "xdistil_fast.train.commands.teacher",
     "distill": "xdistil_fast.train.commands.distill",
     "report": "xdistil_fast.train.commands.report",
@@ -67,7 +68,9 @@ def test_commands_parse() -> None:
             words = words[: words.index("<")] if "<" in words else words
             parser.parse_args(words[1:])
             seen.add(words[1])
-    assert seen == {"tag", "bench", "doctor", "teacher", "distill", "eval", "quantize"}
+    assert seen == {
+        "tag", "bench", "doctor", "pretrain", "teacher", "distill", "eval", "quantize",
+    }  # fmt: skip
 
 
 def test_make_targets_and_extras_exist() -> None:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from xdistil_fast.train import runs
-from xdistil_fast.train.config import HEADS, SCHEDULES, STORED, DistillConfig
+from xdistil_fast.train.config import (
+    DECAYS,
+    HEADS,
+    LOGIT_LOSSES,
+    REPRESENTATION_LOSSES,
+    STORED,
+    DistillConfig,
+)
 from xdistil_fast.train.corpora import load_label_map
 from xdistil_fast.train.distillation import distill
+from xdistil_fast.train.languages import language_table
+from xdistil_fast.train.schedules import SCHEDULES
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
 
@@ -30,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the sub-command."""
-    files: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "FILE"}
+    files: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "[LANG=]FILE"}
     parser.add_argument(
         "--teacher", required=True, metavar="FOLDER", help="fine-tuned teacher: folder or Hub id"
     )
@@ -54,15 +64,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER")
     _add(parser, "--student", str, "embedding size x hidden size of each direction", metavar="ExH")
     _add(parser, "--head", str, "output layer", choices=HEADS)
-    _add(parser, "--epochs", int, "passes over all sentences")
+    _add(parser, "--schedule", str, "recipe: stages of training", choices=tuple(SCHEDULES))
+    _add(parser, "--epochs", int, "passes over the sentences of each fit of the schedule")
+    parser.add_argument(
+        "--patience", type=int, metavar="EPOCHS",
+        help="end a fit after so many epochs without a better dev score, 0 for never (default: "
+        "what the schedule says)",
+    )  # fmt: skip
     _add(parser, "--lr", float, "highest learning rate")
     _add(parser, "--batch-size", int, "sentences a step")
     _add(parser, "--warmup", float, "share of the steps in which the rate rises")
-    _add(parser, "--schedule", str, "how the rate falls", choices=SCHEDULES)
+    _add(parser, "--decay", str, "how the rate falls", choices=DECAYS)
     _add(parser, "--dropout", float, "share of embedding and BiLSTM outputs dropped")
     _add(parser, "--clip", float, "largest gradient norm, 0 for none")
     _add(parser, "--hard-weight", float, "factor of the loss on labels")
     _add(parser, "--soft-weight", float, "factor of the loss on the teacher's logits")
+    _add(parser, "--logit-loss", str, "how logits are compared", choices=LOGIT_LOSSES)
+    _add(parser, "--temperature", float, "divides the logits in kl and marginals")
+    _add(
+        parser, "--representation-weight", float,
+        "factor of the loss on the teacher's hidden states, in schedules from d2",
+    )  # fmt: skip
+    _add(
+        parser, "--representation-loss", str, "how hidden states are compared",
+        choices=REPRESENTATION_LOSSES,
+    )  # fmt: skip
+    _add(
+        parser, "--representation-size", int,
+        "principal components of the hidden states that are kept, 0 for the states as they are",
+    )  # fmt: skip
+    parser.add_argument(
+        "--teacher-layer", type=int, metavar="N",
+        help="encoder layer of the hidden states, -1 the last (default: 7 of 12, or the one in its "
+        "place)",
+    )  # fmt: skip
+    _add(
+        parser, "--labelled-share", float,
+        "share of each batch drawn from labelled text, 0 to take sentences as they come",
+    )  # fmt: skip
     parser.add_argument(
         "--labels-only", action="store_true", help="train on labels alone, without the teacher"
     )
@@ -75,6 +114,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--embedding-dtype", str, "how the table is stored", choices=STORED)
     _add(parser, "--min-piece-count", int, "spell pieces seen less often with shorter ones")
     _add(parser, "--max-length", int, "pieces after which a sentence is cut between words")
+    parser.add_argument(
+        "--augment", default="", metavar="KIND=N,...",
+        help="changed copies a sentence, labelled by the teacher: swap (entities), dropout, mask "
+        "(words), crop, join; for example swap=1,dropout=0.5",
+    )  # fmt: skip
+    _add(
+        parser, "--language-sampling", float,
+        "languages are drawn by their sentences to this power, 1: as they are, 0: all alike",
+        metavar="ALPHA",
+    )  # fmt: skip
     parser.add_argument(
         "--keep-dev-sentences", action="store_true",
         help="keep transfer sentences that also stand in dev",
@@ -102,7 +151,11 @@ def run(args: argparse.Namespace) -> int:
     settings["label_map"] = load_label_map(args.label_map) if args.label_map else None
     config = DistillConfig(**settings, progress=not args.quiet)
     record = distill(config, command=runs.command_line(args))
+    if os.environ.get("RANK", "0") != "0":  # torchrun started several, and one prints
+        return 0
     metrics = record["metrics"]
+    if "languages" in metrics["dev"]:
+        print(language_table(metrics["dev"]))
     print(
         f"{args.output}: dev F1 {metrics['dev']['f1']:.2f} after epoch {metrics['best_epoch']}, "
         f"{metrics['parameters']:,} parameters, {metrics['bytes'] / 1e6:.1f} MB, "

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from xdistil_fast.train import runs
 from xdistil_fast.train.corpora import load_label_map, read_labelled
+from xdistil_fast.train.distributed import one_process_only
 from xdistil_fast.train.finetune import TeacherSettings, fine_tune
+from xdistil_fast.train.languages import language_table
 
 _DEFAULTS = TeacherSettings()
 
@@ -35,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         action="extend",
-        type=Path,
-        metavar="FILE",
+        metavar="[LANG=]FILE",
         help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped)",
     )
     parser.add_argument(
@@ -44,9 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         action="extend",
-        type=Path,
-        metavar="FILE",
-        help="labelled sentences that choose the best epoch",
+        metavar="[LANG=]FILE",
+        help="labelled sentences that choose the best epoch; with languages, by the mean over them",
     )
     parser.add_argument(
         "--label-map",
@@ -78,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the sub-command; returns the exit status."""
+    one_process_only("xdistil teacher")
     settings = TeacherSettings(
         epochs=args.epochs,
         learning_rate=args.lr,
@@ -97,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
         command=runs.command_line(args),
     )
     metrics = record["metrics"]
+    if "languages" in metrics["dev"]:
+        print(language_table(metrics["dev"]))
     print(
         f"{args.output}: dev F1 {metrics['dev']['f1']:.2f} after epoch {metrics['best_epoch']}, "
         f"{record['seconds']:.0f} s of training"

@@ -17,7 +17,14 @@ from xdistil_fast.model_io import CONFIG_FILE, ModelError, load_folder, resolve_
 from xdistil_fast.scoring import Counts, Scores, score
 from xdistil_fast.tagger import Tagger
 from xdistil_fast.train import runs
-from xdistil_fast.train.corpora import Corpus, load_label_map, read_labelled
+from xdistil_fast.train.corpora import Corpus, labelling_of, load_label_map, read_labelled
+from xdistil_fast.train.languages import (
+    check_languages,
+    language_report,
+    language_table,
+    languages_of,
+    score_languages,
+)
 
 _MAX_CONFIG_BYTES = 16 << 20
 Words = Sequence[Sequence[str]]
@@ -38,7 +45,8 @@ def add_parser(subparsers: Any) -> None:
         "eval",
         help="score a student or a teacher on labelled sentences",
         description="Strict word-level precision, recall and F1 (0..100): an entity counts when "
-        "its type and both borders are right.",
+        "its type and both borders are right. Of plain tags (parts of speech) a word counts when "
+        "its tag is right. Files with languages (LANG=FILE) are also scored by language.",
     )
     parser.add_argument("model", metavar="MODEL", help="student or teacher: folder, name, Hub id")
     parser.add_argument(
@@ -46,9 +54,14 @@ def add_parser(subparsers: Any) -> None:
         required=True,
         nargs="+",
         action="extend",
-        type=Path,
-        metavar="FILE",
-        help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped); several are pooled",
+        metavar="[LANG=]FILE",
+        help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped); several are pooled, and "
+        "with languages also scored by each",
+    )
+    parser.add_argument(
+        "--teacher",
+        metavar="MODEL",
+        help="a student's teacher: says how much of its F1 the student keeps",
     )
     parser.add_argument(
         "--label-map",
@@ -72,26 +85,32 @@ def run(args: argparse.Namespace) -> int:
     """Runs the sub-command; returns the exit status."""
     label_map = load_label_map(args.label_map) if args.label_map else None
     corpora = [read_labelled(path, label_map) for path in args.data]
-    model = _load(args)
+    check_languages(corpora, "--data")
+    model = _load(args.model, args)
     warn_of_types(corpora, model.labels)
-    gold, pred, entries = [], [], []
+    teacher = None if args.teacher is None else _load_teacher(args.teacher, corpora)
+    scheme = labelling_of(corpora)
+    entries: list[dict[str, Any]] = []
     began = time.perf_counter()
-    for corpus in corpora:
-        tags = model.tag([sentence.words or () for sentence in corpus.sentences])
-        rows = [sentence.tags or () for sentence in corpus.sentences]
-        entry = {key: value for key, value in corpus.describe("").items() if key != "role"}
-        if len(corpora) > 1:
-            entry["f1"] = score(rows, tags).f1
-        entries.append(entry)
-        gold += rows
-        pred += tags
+    gold, pred = _tags(corpora, model.tag, entries)
     seconds = time.perf_counter() - began
-    scores = score(gold, pred)
+    scores = score(gold, pred, scheme)
+    languages = languages_of(corpora)
+    by_language = score_languages(languages, gold, pred, scheme)
+    metrics: dict[str, Any] = scores.to_dict()
+    of_teacher = None
+    if teacher is not None:
+        _, found = _tags(corpora, teacher.tag)
+        of_teacher = score_languages(languages, gold, found, scheme)
+        f1 = score(gold, found, scheme).f1
+        metrics |= {"teacher_f1": f1, "kept": 100.0 * scores.f1 / f1 if f1 else None}
+    if by_language:
+        metrics |= language_report(by_language, of_teacher)
     record = {
         "kind": "eval",
         "model": model.about,
         "data": entries,
-        "metrics": scores.to_dict(),
+        "metrics": metrics,
         "command": runs.command_line(args),
         "machine": runs.machine_info(args.threads or None),
         "seconds": round(seconds, 3),
@@ -102,12 +121,47 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.json is not None:
         runs.write_json(Path(args.json), record)
-    print(_table(scores, entries))
+    print(_table(scores, [] if by_language else entries))
+    if teacher is not None:
+        kept = "" if metrics["kept"] is None else f", {metrics['kept']:.1f} % of it kept"
+        print(f"teacher: F1 {metrics['teacher_f1']:.2f}{kept}")
+    if scheme == "tags":
+        print(f"word accuracy {scores.accuracy:.2f}")
+    if by_language:
+        print(language_table(metrics))
     return 0
 
 
-def _load(args: argparse.Namespace) -> _Model:
-    name = args.model
+def _tags(
+    corpora: Sequence[Corpus],
+    tag: Callable[[Words], list[list[str]]],
+    entries: list[dict[str, Any]] | None = None,
+) -> tuple[list[Sequence[str]], list[list[str]]]:
+    """Gold and predicted tags of all sentences; adds an entry of the record for each file."""
+    gold: list[Sequence[str]] = []
+    pred: list[list[str]] = []
+    for corpus in corpora:
+        tags = tag([sentence.words or () for sentence in corpus.sentences])
+        rows = [sentence.tags or () for sentence in corpus.sentences]
+        if entries is not None:
+            entry = {key: value for key, value in corpus.describe("").items() if key != "role"}
+            if len(corpora) > 1:
+                entry["f1"] = score(rows, tags, corpus.labelling).f1
+            entries.append(entry)
+        gold += rows
+        pred += tags
+    return gold, pred
+
+
+def _load_teacher(name: str, corpora: Sequence[Corpus]) -> _Model:
+    """The teacher to compare with, which may also be a larger student."""
+    plain = argparse.Namespace(threads=0, precision=None, max_memory=None)
+    teacher = _load(name, plain)
+    warn_of_types(corpora, teacher.labels)
+    return teacher
+
+
+def _load(name: str, args: argparse.Namespace) -> _Model:
     folder = resolve_model(name)
     if not _is_teacher(folder):
         return _load_student(name, folder, runtime_options(args))
@@ -168,8 +222,13 @@ def warn_of_types(corpora: Sequence[Corpus], labels: Sequence[str]) -> None:
     """Warns of entity types of the data that the model does not know.
 
     Raises:
-        ModelError: it knows none of them.
+        ModelError: it knows none of them, or the data has plain tags and the model entities, or
+            the other way round.
     """
+    kinds = {"IOB2": "entities in IOB2", "tags": "plain tags of words"}
+    scheme, own = labelling_of(corpora), iob.scheme_of(labels)
+    if scheme != own:
+        raise ModelError(f"the data has {kinds[scheme]}, the model {kinds[own]}")
     known = set(iob.label_types(labels))
     found = {kind for corpus in corpora for kind in corpus.types}
     if found and not found & known:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast import __version__, _core
+from xdistil_fast import labels as iob
 from xdistil_fast.commands.eval import warn_of_types
 from xdistil_fast.model_io import (
     CARD_FILE,
@@ -47,7 +48,6 @@ def add_parser(subparsers: Any) -> None:
         required=True,
         nargs="+",
         action="extend",
-        type=Path,
         metavar="FILE",
         help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped); several are pooled",
     )
@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     before = Tagger(folder.config, folder.tensors, folder.tokenizer, threads=args.threads)
     after = Tagger(config, tensors, folder.tokenizer, threads=args.threads)
     expected, found = before.tag_words(sentences), after.tag_words(sentences)
-    metrics = _measure(score(gold, expected), score(gold, found), expected, found)
+    scheme = iob.scheme_of(folder.config.labels)
+    metrics = _measure(score(gold, expected, scheme), score(gold, found, scheme), expected, found)
     metrics["data"] = [
         {key: value for key, value in corpus.describe("dev").items() if key != "label_map"}
         for corpus in corpora

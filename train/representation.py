@@ -1,0 +1,135 @@
+"""Hidden states of the teacher, reduced to their principal components.
+
+A state of D float16 numbers a piece would make the cache a hundred times the size of one of logits.
+The R strongest directions of the teacher's space, found on a sample of the labelled text, hold most
+of what varies. They are kept beside the cache they were used for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+FloatArray = npt.NDArray[np.float32]
+
+COMPONENTS_FILE = "components.safetensors"
+SAMPLE_SENTENCES = 1024
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Which hidden states are cached.
+
+    Attributes:
+        layer: encoder layer, from 1.
+        size: R, number of principal components; 0 for the states as they are.
+    """
+
+    layer: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components, scaled as a whole so that a reduced state's elements have variance 1.
+
+    Attributes:
+        mean: [D].
+        directions: [D, R].
+    """
+
+    mean: FloatArray
+    directions: FloatArray
+
+    def __call__(self, states: FloatArray) -> FloatArray:
+        """Reduce states [n, D] to [n, R]."""
+        return np.asarray((states - self.mean) @ self.directions, np.float32)
+
+
+def principal_components(
+    states: Callable[[Callable[[FloatArray], FloatArray]], object], size: int
+) -> Components:
+    """Find the strongest directions.
+
+    Args:
+        states: calls what it is given with states [n, D], batch after batch.
+        size: R.
+
+    Raises:
+        ValueError: R is larger than D, or there are no states.
+    """
+    count = 0
+    total = gram = np.zeros(0)
+
+    def add(rows: FloatArray) -> FloatArray:
+        nonlocal count, total, gram
+        wide = rows.astype(np.float64)
+        if not count:
+            total, gram = np.zeros(wide.shape[1]), np.zeros((wide.shape[1],) * 2)
+        count += len(wide)
+        total += wide.sum(axis=0)
+        gram += wide.T @ wide
+        return rows[:, :0]
+
+    states(add)
+    if not count:
+        raise ValueError("train: the tokeniser makes no piece of any of its words")
+    if size > len(total):
+        raise ValueError(
+            f"representation_size is {size}; the teacher's states have {len(total)} elements; "
+            f"allowed: 0 to {len(total)}"
+        )
+    mean = total / count
+    values, vectors = np.linalg.eigh(gram / count - np.outer(mean, mean))
+    order = np.argsort(values)[::-1][:size]
+    directions = vectors[:, order]
+    # An eigenvector's sign is free; fixed, the result is reproducible.
+    pivots = np.abs(directions).argmax(axis=0)
+    directions *= np.sign(directions[pivots, np.arange(size)])
+    variance = float(values[order].mean())
+    directions /= np.sqrt(variance) if variance > 0 else 1.0
+    return Components(mean.astype(np.float32), directions.astype(np.float32))
+
+
+def stored_components(folder: Path, find: Callable[[], Components]) -> tuple[Components, str]:
+    """Components of a cache folder, found and stored where there are none that can be read.
+
+    Returns:
+        The components and the SHA-256 of their file.
+
+    Raises:
+        OSError: they cannot be stored.
+    """
+    path = folder / COMPONENTS_FILE
+    try:
+        blob = path.read_bytes()
+        found = Components(**load(blob))
+        if found.mean.ndim != 1 or found.directions.ndim != 2:
+            raise ValueError("not of the shapes of components")
+    except (FileNotFoundError, SafetensorError, TypeError, ValueError):
+        found = find()
+        blob = save({"mean": found.mean, "directions": np.ascontiguousarray(found.directions)})
+        part = path.with_name(path.name + ".part")
+        try:
+            with part.open("wb") as stream:
+                stream.write(blob)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    return found, hashlib.sha256(blob).hexdigest()
+
+
+def spread(sentences: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """At most :data:`SAMPLE_SENTENCES` sentences, evenly spaced."""
+    step = max(1, -(-len(sentences) // SAMPLE_SENTENCES))
+    return list(sentences[::step])
