@@ -2,8 +2,9 @@
 
 Every gold entity is paired with at most one predicted entity that shares a word with it, the best
 first: same type and borders, same borders, same type, then the largest overlap. The pairs fall into
-the classes of :data:`KINDS`, from which the four scores of SemEval-2013 task 9 follow (Segura-Bedmar
-et al.; their counts are MUC-5's: correct, incorrect, partial, missing, spurious).
+the classes of :data:`KINDS`, from which the four scores of SemEval-2013 task 9 follow
+(Segura-Bedmar et al.; the counts are those of MUC-5: correct, incorrect, partial, missing,
+spurious).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from xdistil_fast.labels import Span, spans
+from xdistil_fast.labels import OUTSIDE, Span, spans
+from xdistil_fast.tagger import Tagger
 
 EXACT = "exact"
 BORDERS = "borders wrong"
@@ -183,3 +185,66 @@ def partial_scores(kinds: dict[str, int]) -> dict[str, PartialScores]:
         "partial": scores(exact + kind, 0, borders + both),
         "type": scores(exact + borders, kind + both),
     }
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A mistake and how often the same one was made.
+
+    Attributes:
+        pair: the surest of them.
+        confidence: 0..1; of a predicted entity the mean over its words of the probability of
+            their tags, of a missed one that of ``O``.
+        count: mistakes with the same words and types.
+    """
+
+    pair: Pair
+    confidence: float
+    count: int
+
+
+def surest_mistakes(
+    tagger: Tagger,
+    words: Sequence[Sequence[str]],
+    tags: Sequence[Sequence[str]],
+    pairs: Sequence[Pair],
+    most: int,
+) -> tuple[list[Mistake], list[Mistake]]:
+    """The wrong entities and the missed ones that the model is surest of.
+
+    Args:
+        tagger: the model.
+        words: of all sentences.
+        tags: that it gave them.
+        pairs: see :func:`pair_entities`.
+        most: of each of the two.
+    """
+    wrong = [pair for pair in pairs if pair.kind != EXACT]
+    places = sorted({pair.sentence for pair in wrong})
+    rows = dict(
+        zip(places, tagger.word_probabilities([list(words[i]) for i in places]), strict=True)
+    )
+    names = tagger.labels
+    outside = names.index(OUTSIDE)
+    groups: dict[tuple[Any, ...], list[tuple[float, int, Pair]]] = {}
+    for order, pair in enumerate(wrong):
+        found, row = pair.predicted, rows[pair.sentence]
+        if found is None:
+            assert pair.gold is not None
+            shares = [float(row[at, outside]) for at in range(*pair.gold[1:])]
+        else:
+            mine = tags[pair.sentence]
+            shares = [float(row[at, names.index(mine[at])]) for at in range(*found[1:])]
+        key = tuple(
+            span and (span.type, *words[pair.sentence][span.start : span.end])
+            for span in (pair.gold, found)
+        )
+        groups.setdefault(key, []).append((sum(shares) / len(shares), -order, pair))
+    mistakes = [
+        Mistake(best[2], best[0], len(group))
+        for group in groups.values()
+        for best in [max(group, key=lambda entry: entry[:2])]
+    ]
+    mistakes.sort(key=lambda mistake: -mistake.confidence)
+    missed = [m for m in mistakes if m.pair.kind == MISSED]
+    return [m for m in mistakes if m.pair.kind != MISSED][:most], missed[:most]

@@ -63,6 +63,18 @@ def load_runs(paths: Iterable[Path | str]) -> list[Run]:
     return list(found.values())
 
 
+def check_output(path: Path) -> None:
+    """Refuse a page that cannot be written, before any work.
+
+    Raises:
+        ValueError: it is a folder, or its folder is missing.
+    """
+    if path.is_dir():
+        raise ValueError(f"output {path} is a folder; it must be a file")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"output {path}: the folder {path.parent} does not exist")
+
+
 def write_report(page: str, path: Path | str) -> None:
     """Write the page beside ``path`` and rename it there."""
     path = Path(path)

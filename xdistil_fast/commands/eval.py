@@ -6,30 +6,39 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from xdistil_fast import labels as iob
 from xdistil_fast.commands.tag import add_runtime_arguments, runtime_options
 from xdistil_fast.model_io import CONFIG_FILE, ModelError, load_folder, resolve_model
-from xdistil_fast.scoring import Counts, Scores, score
+from xdistil_fast.scoring import score
 from xdistil_fast.tagger import Tagger
 from xdistil_fast.train import runs
 from xdistil_fast.train.corpora import Corpus, load_label_map, read_labelled
 
 _MAX_CONFIG_BYTES = 16 << 20
-Words = Sequence[Sequence[str]]
+Words: TypeAlias = Sequence[Sequence[str]]
+Progress: TypeAlias = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class _Model:
-    """Either kind of model: what to write about it, its labels, and how it tags."""
+class Model:
+    """Either kind of model.
+
+    Attributes:
+        about: what a record says of it: name, digest, kind, parameters, ...
+        labels: IOB2 labels by tag id.
+        tag: one tag for each word of sentences; tells how many it has finished since the last call.
+        tagger: the student itself; None for a teacher.
+    """
 
     about: dict[str, Any]
     labels: list[str]
-    tag: Callable[[Words], list[list[str]]]
+    tag: Callable[[Words, Progress | None], list[list[str]]]
+    tagger: Tagger | None = None
 
 
 def add_parser(subparsers: Any) -> None:
@@ -72,12 +81,44 @@ def run(args: argparse.Namespace) -> int:
     """Runs the sub-command; returns the exit status."""
     label_map = load_label_map(args.label_map) if args.label_map else None
     corpora = [read_labelled(path, label_map) for path in args.data]
-    model = _load(args)
+    model = load_model(args.model, runtime_options(args))
     warn_of_types(corpora, model.labels)
-    gold, pred, entries = [], [], []
+    record, _ = evaluate(model, corpora, runs.command_line(args), args.threads)
+    if args.json == "-":
+        json.dump(record, sys.stdout, ensure_ascii=False, indent=2)
+        print()
+        return 0
+    if args.json is not None:
+        runs.write_json(Path(args.json), record)
+    print(_table(record["metrics"], record["data"]))
+    return 0
+
+
+def evaluate(
+    model: Model,
+    corpora: Sequence[Corpus],
+    command: Sequence[str],
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], list[list[str]]]:
+    """Scores a model on labelled files, pooled.
+
+    Args:
+        model: see `load_model`.
+        corpora: the files.
+        command: for the record.
+        threads: kernel threads that it runs on; 0 is every core.
+        progress: called with the number of sentences tagged since the last call.
+
+    Returns:
+        The record that `xdistil eval --json` writes, and the tags of all sentences.
+    """
+    gold: list[Sequence[str]] = []
+    pred: list[list[str]] = []
+    entries: list[dict[str, Any]] = []
     began = time.perf_counter()
     for corpus in corpora:
-        tags = model.tag([sentence.words or () for sentence in corpus.sentences])
+        tags = model.tag([sentence.words or () for sentence in corpus.sentences], progress)
         rows = [sentence.tags or () for sentence in corpus.sentences]
         entry = {key: value for key, value in corpus.describe("").items() if key != "role"}
         if len(corpora) > 1:
@@ -86,33 +127,34 @@ def run(args: argparse.Namespace) -> int:
         gold += rows
         pred += tags
     seconds = time.perf_counter() - began
-    scores = score(gold, pred)
     record = {
         "kind": "eval",
         "model": model.about,
         "data": entries,
-        "metrics": scores.to_dict(),
-        "command": runs.command_line(args),
-        "machine": runs.machine_info(args.threads or None),
+        "metrics": score(gold, pred).to_dict(),
+        "command": list(command),
+        "machine": runs.machine_info(threads or None),
         "seconds": round(seconds, 3),
     }
-    if args.json == "-":
-        json.dump(record, sys.stdout, ensure_ascii=False, indent=2)
-        print()
-        return 0
-    if args.json is not None:
-        runs.write_json(Path(args.json), record)
-    print(_table(scores, entries))
-    return 0
+    return record, pred
 
 
-def _load(args: argparse.Namespace) -> _Model:
-    name = args.model
+def load_model(name: str, options: Mapping[str, Any]) -> Model:
+    """Loads a student or a teacher.
+
+    Args:
+        name: folder, embedded name or Hub id.
+        options: of `Tagger`, see `runtime_options`; none may be set for a teacher.
+
+    Raises:
+        ValueError: an option that a teacher does not have, or torch is needed and missing.
+        ModelError: not found, or not a model this version can run.
+    """
     folder = resolve_model(name)
     if not _is_teacher(folder):
-        return _load_student(name, folder, runtime_options(args))
-    for option in ("threads", "precision", "max_memory"):
-        if getattr(args, option):
+        return _load_student(name, folder, options)
+    for option, value in options.items():
+        if value:
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} is for students; a teacher runs as torch runs it")
     try:
@@ -129,10 +171,10 @@ def _load(args: argparse.Namespace) -> _Model:
         "kind": "teacher",
         "parameters": teacher.parameters,
     }
-    return _Model(about, teacher.labels, teacher.tag_words)
+    return Model(about, teacher.labels, teacher.tag_words)
 
 
-def _load_student(name: str, folder: Path, options: dict[str, Any]) -> _Model:
+def _load_student(name: str, folder: Path, options: Mapping[str, Any]) -> Model:
     content = load_folder(folder)
     tagger = Tagger(content.config, content.tensors, content.tokenizer, **options)
     about: dict[str, Any] = {
@@ -145,7 +187,14 @@ def _load_student(name: str, folder: Path, options: dict[str, Any]) -> _Model:
     teacher = content.config.lineage.get("teacher")
     if isinstance(teacher, dict) and isinstance(teacher.get("digest"), str):
         about["teacher_digest"] = teacher["digest"]
-    return _Model(about, tagger.labels, lambda words: tagger.tag_words(list(words)))
+
+    def tag(words: Words, progress: Progress | None) -> list[list[str]]:
+        tags = tagger.tag_words(list(words))
+        if progress is not None:
+            progress(len(words))
+        return tags
+
+    return Model(about, tagger.labels, tag, tagger)
 
 
 def _is_teacher(folder: Path) -> bool:
@@ -185,19 +234,20 @@ def warn_of_types(corpora: Sequence[Corpus], labels: Sequence[str]) -> None:
         )
 
 
-def _table(scores: Scores, entries: Sequence[dict[str, Any]]) -> str:
-    width = max([7, *map(len, scores.per_type)])
+def _table(metrics: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
+    per_type = metrics["per_type"]
+    width = max([7, *map(len, per_type)])
     lines = [f"{'':{width}}  precision  recall      F1  support"]
 
-    def row(name: str, counts: Counts) -> str:
+    def row(name: str, counts: Mapping[str, Any]) -> str:
         return (
-            f"{name:{width}}  {counts.precision:9.2f}  {counts.recall:6.2f}  {counts.f1:6.2f}  "
-            f"{counts.gold:7d}"
+            f"{name:{width}}  {counts['precision']:9.2f}  {counts['recall']:6.2f}  "
+            f"{counts['f1']:6.2f}  {counts['support']:7d}"
         )
 
-    lines += [row(name, counts) for name, counts in scores.per_type.items()]
-    lines.append(row("overall", scores.overall))
+    lines += [row(name, counts) for name, counts in per_type.items()]
+    lines.append(row("overall", metrics))
     if len(entries) > 1:
         lines += [f"{entry['name']}: F1 {entry['f1']:.2f}" for entry in entries]
-    lines.append(f"{scores.sentences} sentences, {scores.words} words")
+    lines.append(f"{metrics['sentences']} sentences, {metrics['words']} words")
     return "\n".join(lines)
