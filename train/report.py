@@ -163,7 +163,7 @@ def _evaluations(loaded: Sequence[Run], machines: _Machines) -> str:
             f"{first.get('metrics', 'support'):,} entities.",
             *(f"Types: {_cell(shown)}." for shown in sorted(maps)),
             "",
-            *_table(
+            *markdown_table(
                 ["model", "kind", "parameters", "precision", "recall", "F1", "of teacher's F1",
                  "seconds", "machine"],
                 [_evaluation(run, known, by_digest, machines) for run in group],
@@ -174,7 +174,7 @@ def _evaluations(loaded: Sequence[Run], machines: _Machines) -> str:
         lines += [
             "F1 by type (entities in the data):",
             "",
-            *_table(
+            *markdown_table(
                 ["model", *(f"{kind} ({_support(group, kind):,})" for kind in types)],
                 [
                     [_model_name(run, known), *(_type_f1(run, kind) for kind in types)]
@@ -276,10 +276,11 @@ def _commands(loaded: Sequence[Run]) -> str:
 
 
 def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join([title, "", *_table(columns, rows), ""]) if rows else ""
+    return "\n".join([title, "", *markdown_table(columns, rows), ""]) if rows else ""
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table; its cells cannot break it."""
     return [
         "| " + " | ".join(map(_cell, columns)) + " |",
         "|" + "---|" * len(columns),
