@@ -41,7 +41,7 @@ from xdistil_fast.scoring import Scores, score
 from xdistil_fast.train import checkpoint, embeddings, losses, runs
 from xdistil_fast.train.alignment import IGNORED, align, inside_of
 from xdistil_fast.train.cache import Batch, Cache, Texts, build_cache
-from xdistil_fast.train.card import model_card
+from xdistil_fast.train.card import model_card, teacher_on_dev
 from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_size
 from xdistil_fast.train.corpora import Corpus, check_label_map, read_labelled
 from xdistil_fast.train.student import Student, tag_words
@@ -446,7 +446,8 @@ def _finish(
         cache=cache_key,
         key=key,
     )
-    (folder / CARD_FILE).write_text(model_card(out.name, model_config, record), "utf-8")
+    card = model_card(out.name, model_config, record, teacher_on_dev(config.teacher, data))
+    (folder / CARD_FILE).write_text(card, "utf-8")
     runs.write_json(folder / HISTORY_FILE, {"epochs": run.history})
     runs.write_run(folder, record)
     os.replace(folder, out)

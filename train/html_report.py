@@ -19,6 +19,7 @@ from xdistil_fast.labels import Span
 from xdistil_fast.model_io import FILES, resolve_model
 from xdistil_fast.tagger import Tagger
 from xdistil_fast.train import errors, plots, runs
+from xdistil_fast.train.card import kept
 from xdistil_fast.train.corpora import Corpus
 from xdistil_fast.train.errors import Pair
 from xdistil_fast.train.evaluation import Evaluation, check_same_data, tokens_per_second
@@ -224,7 +225,9 @@ class _Page:
                 f"{mine['support']:,}",
                 f"{mine['predicted']:,}",
             ]
-            return cells + (_against(mine, theirs) if other is not None else [])
+            if other is not None:
+                cells += [f"{theirs['f1']:.2f}" if theirs else "-", kept(mine, theirs)]
+            return cells
 
         rows = [
             row(kind, counts, other and other["per_type"].get(kind))
@@ -470,13 +473,6 @@ def marked(
         at = last
     parts += [escape(word) for word in words[at:stop]]
     return " ".join([*parts, "…"] if stop < len(words) else parts)
-
-
-def _against(mine: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> list[str]:
-    if theirs is None:
-        return ["-", "-"]
-    kept = f"{100 * mine['f1'] / theirs['f1']:.1f} %" if theirs["f1"] else "-"
-    return [f"{theirs['f1']:.2f}", kept]
 
 
 def _title(title: str, note: str = "", level: int = 2) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -64,18 +65,20 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
         left.set_yscale("log")
     left.set_ylabel("loss")
     if drawn:
-        left.legend(frameon=False, labelcolor=_INK)
-    scores = [entry.get("dev_f1") for entry in history]
+        left.legend(frameon=False, labelcolor=_INK, fontsize=8)
+    metric = next((key for e in history for key in e if key.startswith("dev_")), "dev_f1")
+    scores = [entry.get(metric) for entry in history]
     right.plot(steps, scores, color=BLUE, marker="o", markersize=3, linewidth=1.4)
     known = [(score, step) for step, score in zip(steps, scores, strict=True) if score is not None]
     if known:
         best, at = max(known, key=lambda pair: (pair[0], -pair[1]))
         right.plot([at], [best], color=ORANGE, marker="o", markersize=6)
         right.annotate(
-            f"{best:.2f}", (at, best), (0, 6), textcoords="offset points", ha="center", color=_INK
-        )
+            f"{best:.2f}", (at, best), (0, 6), textcoords="offset points", ha="center", color=_INK,
+            fontsize=8,
+        )  # fmt: skip
         right.margins(y=0.18)
-    right.set_ylabel("dev F1")
+    right.set_ylabel("dev F1" if metric == "dev_f1" else metric.replace("_", " "))
     changes = _changes(history)
     for axes in (left, right):
         axes.set_xlabel("epoch")
@@ -93,10 +96,10 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
 def _numeric(losses: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Those rows that hold numbers, and not zero alone (a loss that was off)."""
     return {
-        name: values
+        name: [value if value is not None and math.isfinite(value) else None for value in values]
         for name, values in losses.items()
-        if all(v is None or (isinstance(v, (int, float)) and v == v) for v in values)
-        and any(v for v in values)
+        if all(value is None or isinstance(value, (int, float)) for value in values)
+        and any(values)
     }
 
 
@@ -104,11 +107,9 @@ def _changes(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
     """Where stage or fit change, counted from 1, with their names; empty without such keys."""
     found: list[tuple[int, str]] = []
     for at, entry in enumerate(history, 1):
-        name = ", ".join(
-            str(entry[key]) if key == "stage" else f"{key} {entry[key]}"
-            for key in ("stage", "fit")
-            if entry.get(key) is not None
-        )
+        fit = entry.get("fit")
+        parts = [entry.get("stage"), f"fit {fit}" if isinstance(fit, int) else fit]
+        name = ", ".join(dict.fromkeys(str(part) for part in parts if part is not None))
         if name and (not found or found[-1][1] != name):
             found.append((at, name))
     return found

@@ -5,8 +5,10 @@ Records are ``run.json`` of teacher and student folders and the JSON files of ``
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +107,7 @@ def build_report(loaded: Sequence[Run]) -> str:
         "the machines below.\n",
         _evaluations(loaded, machines),
         _students([run for run in loaded if run.kind == "student"], machines),
+        _comparisons(loaded),
         _teachers([run for run in loaded if run.kind == "teacher"], machines),
         _data(loaded),
         _commands(loaded),
@@ -227,6 +230,94 @@ def _students(students: Sequence[Run], machines: _Machines) -> str:
     columns = ["student", "size", "head", "teacher", "dev F1", "epoch", "parameters", "folder",
                "training", "machine", "weights"]  # fmt: skip
     return _section("## Students", columns, rows)
+
+
+def _comparisons(loaded: Sequence[Run]) -> str:
+    """What differs among students that were chosen on the same dev files, and what came of it.
+
+    Runs that differ in nothing but the seed make one row, with mean and standard deviation (of a
+    sample). Scores on further data are shown where evaluations of every run of a row are given.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in loaded:
+        if run.kind == "student":
+            dev = [entry for entry in run.get("data") if entry.get("role") == "dev"]
+            groups.setdefault(repr(_keys_of(dev)), []).append(run)
+    lines: list[str] = []
+    for group in groups.values():
+        if len(group) > 1:
+            dev = ", ".join(str(e["name"]) for e in group[0].get("data") if e.get("role") == "dev")
+            lines += [f"### Chosen on {_cell(dev or 'unknown dev')}", "",
+                      *_comparison(group, loaded), ""]  # fmt: skip
+    if not lines:
+        return ""
+    note = (
+        "Settings that are the same in all runs of a table are left out. Runs that differ only in "
+        "the seed share a row: mean ± standard deviation. The command of each run is below, by "
+        "its name."
+    )
+    return "\n".join(["## What differs", "", note, "", *lines])
+
+
+def _comparison(group: Sequence[Run], loaded: Sequence[Run]) -> list[str]:
+    settings = [_settings_of(run) for run in group]
+    names = dict.fromkeys(name for values in settings for name in values)
+    varying = [name for name in names if len({values.get(name, _NONE) for values in settings}) > 1]
+    shown = [name for name in varying if name != "seed"]
+    rows: dict[tuple[str, ...], list[tuple[Run, str]]] = {}
+    for run, values in zip(group, settings, strict=True):
+        key = tuple(values.get(name, _NONE) for name in shown)
+        rows.setdefault(key, []).append((run, values.get("seed", _NONE)))
+    tests: dict[tuple[str, ...], tuple[str, dict[str, float]]] = {}
+    for run in loaded:
+        if run.kind == "eval" and run.get("model", "digest") in {r.get("digest") for r in group}:
+            title = ", ".join(str(entry["name"]) for entry in run.get("data"))
+            scores = tests.setdefault(_data_key(run), (title, {}))[1]
+            scores[run.get("model", "digest")] = run.get("metrics", "f1")
+    columns = ["runs", *shown, "seeds", "dev F1", *(f"F1 on {name}" for name, _ in tests.values())]
+    table = []
+    for key, members in rows.items():
+        digests = [run.get("digest") for run, _ in members]
+        table.append(
+            [
+                ", ".join(run.name for run, _ in members),
+                *key,
+                ", ".join(seed for _, seed in members),
+                _mean([run.get("metrics", "dev", "f1") for run, _ in members]),
+                *(
+                    _mean([scores[d] for d in digests]) if scores.keys() >= set(digests) else _NONE
+                    for _, scores in tests.values()
+                ),
+            ]
+        )
+    return markdown_table(columns, table)
+
+
+def _settings_of(run: Run) -> dict[str, str]:
+    """Settings of a student as text, and by role the files it was made from (dev is the same)."""
+    found = {
+        str(name): value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in run.get("settings").items()
+    }
+    key = run.record.get("key")
+    if isinstance(key, Mapping) and isinstance(key.get("teacher"), str):
+        found["teacher"] = f"{found.get('teacher', '')} ({key['teacher'][:8]})".strip()
+    for entry in run.get("data"):
+        role = str(entry.get("role", _NONE))
+        if role != "dev":
+            name = f"{entry['name']} ({str(entry['digest'])[:8]})"
+            found[role] = f"{found[role]}, {name}" if role in found else name
+    return found
+
+
+def _mean(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def _keys_of(entries: Iterable[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
+    return [(entry["digest"], _mapped(entry)) for entry in entries]
 
 
 def _teachers(teachers: Sequence[Run], machines: _Machines) -> str:
