@@ -82,12 +82,13 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
     changes = _changes(history)
     for axes in (left, right):
         axes.set_xlabel("epoch")
+        axes.set_xlim(0.6, len(history) + 0.4)
         axes.xaxis.get_major_locator().set_params(integer=True)
         for at, _ in changes[1:]:
             axes.axvline(at - 0.5, color=_INK, linewidth=0.7, linestyle=":")
     for at, name in changes:
         right.annotate(
-            name, (at if at == 1 else at - 0.5, 1.0), (2, 3), xycoords=("data", "axes fraction"),
+            name[:24], (at if at == 1 else at - 0.5, 1.0), (2, 3), xycoords=("data", "axes fraction"),
             textcoords="offset points", fontsize=7, color=_INK, parse_math=False, rotation=20,
         )  # fmt: skip
     return _inline(figure, "curves", "losses and dev F1 by epoch")
@@ -98,8 +99,7 @@ def _numeric(losses: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     return {
         name: [value if value is not None and math.isfinite(value) else None for value in values]
         for name, values in losses.items()
-        if all(value is None or isinstance(value, (int, float)) for value in values)
-        and any(values)
+        if all(value is None or isinstance(value, (int, float)) for value in values) and any(values)
     }
 
 
