@@ -88,8 +88,9 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
             axes.axvline(at - 0.5, color=_INK, linewidth=0.7, linestyle=":")
     for at, name in changes:
         right.annotate(
-            name[:24], (at if at == 1 else at - 0.5, 1.0), (2, 3), xycoords=("data", "axes fraction"),
-            textcoords="offset points", fontsize=7, color=_INK, parse_math=False, rotation=20,
+            name[:24], (at if at == 1 else at - 0.5, 1.0), (2, 3), fontsize=7, color=_INK,
+            xycoords=("data", "axes fraction"), textcoords="offset points", rotation=20,
+            parse_math=False,
         )  # fmt: skip
     return _inline(figure, "curves", "losses and dev F1 by epoch")
 
