@@ -168,7 +168,7 @@ class _Page:
             f"<p>BiLSTM student, embedding {config.embedding_size}, hidden {config.hidden_size} in "
             f"each direction, {config.head} head, run in {self.tagger.precision}; scored on "
             f"{escape(files)}: {metrics['sentences']:,} sentences, {metrics['words']:,} words, "
-            f"{metrics['support']:,} entities.</p>",
+            f"{metrics['support']:,} entities.{escape(self._seen())}</p>",
             self._tiles(),
             self._types(),
             self._groups(),
@@ -187,6 +187,18 @@ class _Page:
             f"<title>{escape(self.name)}: report</title>\n<style>{_STYLE}</style>\n"
             "</head>\n<body>\n" + "\n".join(part for part in body if part) + "\n</body>\n</html>\n"
         )
+
+    def _made_of(self) -> list[Mapping[str, Any]]:
+        made_of = self.run.get("data") or self.tagger.config.lineage.get("data") or []
+        return [entry for entry in made_of if isinstance(entry, Mapping)]
+
+    def _seen(self) -> str:
+        """A warning where the data had a part in making the student."""
+        scored = {entry["digest"] for entry in self.record["data"]}
+        roles = {str(e.get("role")) for e in self._made_of() if e.get("digest") in scored}
+        if not roles:
+            return ""
+        return f" This data had a part in making the student, as {', '.join(sorted(roles))}."
 
     @property
     def _megabytes(self) -> float:
@@ -274,7 +286,9 @@ class _Page:
 
     def _kinds(self) -> str:
         kinds = self.record["kinds"]
-        total = sum(kinds.values()) - kinds[errors.SPURIOUS]
+        everything = sum(kinds.values())
+        totals = dict.fromkeys(kinds, everything - kinds[errors.SPURIOUS])
+        totals[errors.SPURIOUS] = everything - kinds[errors.MISSED]
         meaning = {
             errors.EXACT: "type and borders right",
             errors.BORDERS: "type right, borders overlap",
@@ -284,7 +298,12 @@ class _Page:
             errors.SPURIOUS: "found where nothing is",
         }
         rows = [
-            [kind, meaning[kind], f"{count:,}", f"{100 * count / total:.1f} %" if total else "-"]
+            [
+                kind,
+                meaning[kind],
+                f"{count:,}",
+                f"{100 * count / totals[kind]:.1f} %" if totals[kind] else "-",
+            ]
             for kind, count in kinds.items()
         ]
         scores = [
@@ -298,7 +317,8 @@ class _Page:
         ]  # fmt: skip
         return (
             _title("Partial matches", "Each gold entity is paired with at most one found entity "
-                   "that shares a word with it. Shares are of the gold entities.")
+                   "that shares a word with it. Shares are of the gold entities, that of spurious "
+                   "ones of those found.")
             + _table(["", "", "entities", "share"], rows, text=(1,))
             + _title("Scores that forgive", "As in SemEval-2013 task 9.", level=3)
             + _table(["", "precision", "recall", "F1", "compares"], scores, text=(4,))
@@ -411,9 +431,10 @@ class _Page:
         return _title("Settings of the run") + _table(["setting", "value"], rows, text=(1,))
 
     def _data(self) -> str:
-        made_of = self.run.get("data") or self.tagger.config.lineage.get("data") or []
-        entries = [{**entry, "role": "scored here"} for entry in self.record["data"]]
-        entries += [entry for entry in made_of if isinstance(entry, Mapping)]
+        entries: list[Mapping[str, Any]] = [
+            {**entry, "role": "scored here"} for entry in self.record["data"]
+        ]
+        entries += self._made_of()
         keys = ("role", "name", "sentences", "words", "digest")
         rows = [[_shown(entry.get(key, "-")) for key in keys] for entry in entries]
         columns = ["role", "file", "sentences", "words", "SHA-256"]

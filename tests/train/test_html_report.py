@@ -178,6 +178,17 @@ def test_a_folder_without_records_has_a_page(tmp_path: Path) -> None:
     assert "uner/en/train.conll.gz" in page.text  # from config.json
 
 
+def test_data_that_the_student_was_made_of_is_named(student: Path, tmp_path: Path) -> None:
+    data, out = write_data(tmp_path), tmp_path / "report.html"
+    record = runs.read_run(student)
+    record["data"].append(
+        {**record["data"][0], "role": "dev", "digest": read_labelled(data).digest}
+    )
+    runs.write_run(student, record)
+    assert cli.main(["report", "--html", str(student), "--data", str(data), "-o", str(out)]) == 0
+    assert "This data had a part in making the student, as dev." in Page(out).text
+
+
 def test_confidence_and_grouping() -> None:
     model = load_model("en-ner", {})
     assert model.tagger is not None
