@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast.commands.eval import Model, evaluate
-from xdistil_fast.labels import Span
+from xdistil_fast.labels import Span, spans
 from xdistil_fast.model_io import FILES, resolve_model
 from xdistil_fast.tagger import Tagger
 from xdistil_fast.train import errors, plots, runs
@@ -381,7 +381,7 @@ class _Page:
         words = self.words[pair.sentence]
         begin = max(0, min(side.start for side in sides) - _WINDOW)
         stop = min(len(words), max(side.end for side in sides) + _WINDOW)
-        inner = marked(words, errors.spans(tags), span, kind, begin, stop)
+        inner = marked(words, spans(tags), span, kind, begin, stop)
         return f'<div><span class="who">{who}</span>{inner}</div>'
 
     def _curves(self) -> str:

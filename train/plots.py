@@ -49,6 +49,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
         history: entries with ``epoch``, losses under any name and ``dev_f1``; where they have
             ``stage`` or ``fit``, a line marks where these change.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = _figure(7.4, 2.7)
     left, right = figure.subplots(1, 2)
     steps = list(range(1, len(history) + 1))
@@ -83,7 +85,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.set_xlim(0.6, len(history) + 0.4)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for at, _ in changes[1:]:
             axes.axvline(at - 0.5, color=_INK, linewidth=0.7, linestyle=":")
     for at, name in changes:
@@ -234,8 +236,7 @@ def draw_pareto(
     part = path.with_name(path.name + ".part")
     kind = path.suffix.removeprefix(".")
     # As paths: the file is looked at in viewers that have other fonts, or none.
-    settings = {"svg.hashsalt": "sweep", "svg.fonttype": "path"}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context({"svg.hashsalt": "sweep", "svg.fonttype": "path"}):
         metadata = {"Date": None} if kind == "svg" else None
         figure.savefig(part, format=kind, metadata=metadata, facecolor="white", dpi=150)
     part.replace(path)
@@ -272,9 +273,11 @@ def _inline(figure: Figure, name: str, title: str) -> str:
     for axes in figure.axes:
         _style(axes)
     stream = io.StringIO()
-    settings = {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with (
+        matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}),
+        warnings.catch_warnings(),
+    ):
         # The browser has the glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
