@@ -246,9 +246,10 @@ def _comparisons(loaded: Sequence[Run]) -> str:
     lines: list[str] = []
     for group in groups.values():
         if len(group) > 1:
-            dev = ", ".join(str(e["name"]) for e in group[0].get("data") if e.get("role") == "dev")
-            lines += [f"### Chosen on {_cell(dev or 'unknown dev')}", "",
-                      *_comparison(group, loaded), ""]  # fmt: skip
+            first = group[0].get("data")
+            names = [str(entry["name"]) for entry in first if entry.get("role") == "dev"]
+            lines += [f"### Chosen on {_cell(', '.join(names) or 'unknown dev')}", ""]
+            lines += [*_comparison(group, loaded), ""]
     if not lines:
         return ""
     note = (
