@@ -130,7 +130,7 @@ $(STAMPS)/core: $(BUILD_FILES) $(STAMPS)/modules | $(STAMPS)/tools
 	touch $@
 
 # Extras come after the core, so that `make demo` never waits for torch. mypy reads bench/ as well.
-EXTRAS_test := test,train,data
+EXTRAS_test := test,train,data,report
 EXTRAS_lint := lint,bench,train,data
 EXTRAS_bench := bench,spacy,train
 $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: pyproject.toml constraints.txt | $(STAMPS)/core

@@ -4,21 +4,56 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from xdistil_fast.labels import label_types, scheme_of
 from xdistil_fast.model_io import ModelConfig
+from xdistil_fast.train import runs
+from xdistil_fast.train.evaluation import data_key
 
 _TEST_TITLE = "## Scores on test data"
 
 
-def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str:
+def teacher_on_dev(teacher: str, data: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The scores that a teacher's own run had on the dev files of a student.
+
+    Args:
+        teacher: folder or Hub id.
+        data: of the student's record.
+
+    Returns:
+        Scores as in ``run.json``; None where the teacher has no record, or one of other files.
+    """
+    file = Path(teacher) / runs.RUN_FILE
+    if not file.is_file():
+        return None
+    try:
+        record = runs.read_run(file)
+        same, mine = (
+            data_key([entry for entry in entries if entry["role"] == "dev"])
+            for entries in (record["data"], data)
+        )
+        scores = record["metrics"]["dev"]
+        known = same == mine and all("f1" in s for s in (scores, *scores["per_type"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # a teacher from elsewhere may have a file of that name
+    return dict(scores) if known else None
+
+
+def model_card(
+    name: str,
+    config: ModelConfig,
+    record: Mapping[str, Any],
+    teacher: Mapping[str, Any] | None = None,
+) -> str:
     """Markdown of a student's ``README.md``.
 
     Args:
         name: of the model.
         config: of the model.
         record: its ``run.json``.
+        teacher: its scores on the same dev files, see :func:`teacher_on_dev`; None if not known.
     """
     metrics, settings, machine = record["metrics"], record["settings"], record["machine"]
     dev = metrics["dev"]
@@ -55,10 +90,7 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         "Strict, word level, 0 to 100, by the code and with the weights in this folder. "
         f"Dev chose the epoch ({metrics['best_epoch']} of {len(record['history'])}).",
         "",
-        "| type | precision | recall | F1 | entities |",
-        "|---|---|---|---|---|",
-        *(_row(kind, counts) for kind, counts in dev["per_type"].items()),
-        _row("**all**", dev),
+        *_dev_table(dev, teacher),
         "",
         "## Training",
         "",
@@ -127,33 +159,58 @@ def with_test_scores(card: str, digest: str, evaluations: Sequence[Mapping[str, 
         "",
         "Strict, word level, 0 to 100. The files had no part in training or choosing.",
         "",
-        "| data | entities | F1 | teacher's F1 | kept | F1 by type |",
+        "| data | entities | F1 | teacher's F1 | kept | F1 by type (the teacher's) |",
         "|---|---|---|---|---|---|",
     ]
     for student in own:
-        f1 = student["metrics"]["f1"]
-        teachers = [
-            e["metrics"]["f1"]
-            for e in evaluations
-            if e["model"]["digest"] == student["model"].get("teacher_digest")
-            and e["data"] == student["data"]
-        ]
-        teacher = (
-            f"{teachers[0]:.2f} | {100 * f1 / teachers[0]:.1f} %" if any(teachers) else "- | -"
+        mine = student["metrics"]
+        theirs = next(
+            (
+                e["metrics"]
+                for e in evaluations
+                if e["model"]["digest"] == student["model"].get("teacher_digest")
+                and data_key(e["data"]) == data_key(student["data"])
+            ),
+            None,
+        )
+        teacher = f"{theirs['f1']:.2f}" if theirs else "-"
+        other = theirs["per_type"] if theirs else {}
+        by_type = (
+            f"{kind} {counts['f1']:.2f}" + (f" ({other[kind]['f1']:.2f})" if kind in other else "")
+            for kind, counts in mine["per_type"].items()
         )
         lines.append(
-            f"| {', '.join(d['name'] for d in student['data'])} "
-            f"| {student['metrics']['support']:,} | **{f1:.2f}** | {teacher} | "
-            + ", ".join(f"{k} {v['f1']:.2f}" for k, v in student["metrics"]["per_type"].items())
-            + " |"
+            f"| {', '.join(d['name'] for d in student['data'])} | {mine['support']:,} "
+            f"| **{mine['f1']:.2f}** | {teacher} "
+            f"| {kept(mine, theirs)} | {', '.join(by_type)} |"
         )
     before, title, after = card.partition("## Training\n")
     before = before.partition(_TEST_TITLE)[0]
     return before + "\n".join(lines) + "\n\n" + title + after
 
 
-def _row(name: str, counts: Mapping[str, Any]) -> str:
-    return (
-        f"| {name} | {counts['precision']:.2f} | {counts['recall']:.2f} | {counts['f1']:.2f} "
-        f"| {counts['support']:,} |"
-    )
+def _dev_table(dev: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> list[str]:
+    """Scores by type, beside the teacher's where they are known."""
+    columns = ["type", "precision", "recall", "F1", "entities"]
+    if teacher is not None:
+        columns += ["teacher's F1", "kept"]
+    sides = [
+        (kind, counts, teacher and teacher["per_type"].get(kind))
+        for kind, counts in dev["per_type"].items()
+    ]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for name, counts, theirs in [*sides, ("**all**", dev, teacher)]:
+        cells = [
+            name,
+            *(f"{counts[key]:.2f}" for key in ("precision", "recall", "f1")),
+            f"{counts['support']:,}",
+        ]
+        if teacher is not None:
+            cells += [f"{theirs['f1']:.2f}" if theirs else "-", kept(counts, theirs)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def kept(student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> str:
+    """The student's F1 in per cent of the teacher's; ``-`` where that is not known or 0."""
+    return f"{100 * student['f1'] / teacher['f1']:.1f} %" if teacher and teacher["f1"] else "-"

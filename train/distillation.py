@@ -30,7 +30,7 @@ from xdistil_fast.model_io import (
 from xdistil_fast.train import checkpoint, distributed, embeddings, runs
 from xdistil_fast.train.augmentation import Augmenter, parse_augmentation
 from xdistil_fast.train.cache import build_cache
-from xdistil_fast.train.card import model_card
+from xdistil_fast.train.card import model_card, teacher_on_dev
 from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_size
 from xdistil_fast.train.corpora import Corpus, check_label_map, labelling_of, read_labelled
 from xdistil_fast.train.languages import check_languages
@@ -275,7 +275,8 @@ def _finish(
         cache=cache_key,
         key=key,
     )
-    (folder / CARD_FILE).write_text(model_card(out.name, model_config, record), "utf-8")
+    card = model_card(out.name, model_config, record, teacher_on_dev(config.teacher, data))
+    (folder / CARD_FILE).write_text(card, "utf-8")
     runs.write_json(folder / HISTORY_FILE, {"epochs": trainer.history})
     runs.write_run(folder, record)
     os.replace(folder, out)

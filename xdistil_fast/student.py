@@ -209,3 +209,21 @@ class Student:
             self.threads,
         )
         return tags, shares
+
+    def probabilities(self, emissions: Floats, cu_pieces: Ints) -> Floats:
+        """Probability of every tag for every piece.
+
+        Args:
+            emissions: float32 [total, C], from `logits`.
+            cu_pieces: int32 [B + 1], where texts begin among the pieces.
+
+        Returns:
+            float32 [total, C], rows of sum 1: the softmax, or the CRF's marginals.
+        """
+        out = np.empty_like(emissions)
+        if self._crf:
+            start, end, transitions = self._moves
+            _core.crf_marginals(emissions, cu_pieces, start, end, transitions, out, self.threads)
+        else:
+            _core.softmax(emissions, out, self.threads)
+        return out

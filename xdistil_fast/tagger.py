@@ -294,6 +294,32 @@ class Tagger:
                 begin, size = index + 1, 0
         return out
 
+    def word_probabilities(self, sentences: Sequence[Sequence[str]]) -> list[Floats]:
+        """How probable the model holds each tag of each word, in text that is already split.
+
+        Args:
+            sentences: lists of words.
+
+        Returns:
+            For each sentence float32 [words, C] in the order of `labels`, at each word's first
+            piece: the softmax, or the CRF's marginals. A word without any piece is `O`.
+
+        Raises:
+            TypeError: anything but lists of lists of strings.
+        """
+        _check_sentences(sentences)
+        encoded = self._encoder.encode_words(sentences)
+        pieces = self._student.probabilities(self._logits(encoded, MAX_PIECES), encoded.cu_pieces)
+        certain = np.zeros(len(self._names), np.float32)
+        certain[self._names.index(iob.OUTSIDE)] = 1
+        out = []
+        for index, words in enumerate(sentences):
+            begin, stop = encoded.cu_words[index], encoded.cu_words[index + 1]
+            rows = np.tile(certain, (len(words), 1))
+            rows[encoded.positions[begin:stop]] = pieces[encoded.first[begin:stop]]
+            out.append(rows)
+        return out
+
     def tag_batch(
         self,
         texts: Sequence[str],
