@@ -1,4 +1,4 @@
-"""IOB2 labels: names, the moves they allow, and the spans they spell.
+"""IOB2 labels: names, the moves they allow, and the spans they spell; names of classes.
 
 A label is `O`, `B-X` (first word of an entity of type X) or `I-X` (a later one). A label list
 holds `O` once and both `B-X` and `I-X` for every type, so that every entity can be spelled.
@@ -93,6 +93,29 @@ def validate_labels(labels: Sequence[str]) -> None:
         for prefix in ("B", "I"):
             if prefix not in found:
                 raise ValueError(f"labels lack '{prefix}-{name}'; every type needs both B- and I-")
+
+
+def validate_classes(labels: Sequence[str]) -> None:
+    """Checks the class names of a text classifier: any strings, as long as they differ.
+
+    Args:
+        labels: name of each class id.
+
+    Raises:
+        ValueError: an item that is no string or only white space, one that UTF-8 cannot carry, a
+            repeat, or fewer than two.
+    """
+    seen: set[str] = set()
+    for index, label in enumerate(labels):
+        if not isinstance(label, str) or not label.strip():
+            raise ValueError(f"labels[{index}] is {label!r}; it must be a non-empty string")
+        if any("\ud800" <= char <= "\udfff" for char in label):
+            raise ValueError(f"labels[{index}] is {label!r}; lone surrogates are not allowed")
+        if label in seen:
+            raise ValueError(f"labels[{index}] {label!r} stands twice; labels must be distinct")
+        seen.add(label)
+    if len(seen) < 2:
+        raise ValueError(f"labels hold {len(seen)} class names; at least 2 are needed")
 
 
 def label_types(labels: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Torch modules on our kernels: `BiLSTM`, `Linear`, `CRF`; padded batches to ragged ones and back.
+"""Torch modules on our kernels: `BiLSTM`, `Linear`, `Pool`, `CRF`; padded batches to ragged ones.
 
 The modules work on ragged batches: `values` [total, ...] holds the sequences one after the other
 and `cu_seqlens` [B+1] their offsets, from 0 to `total`. No padding is computed, and a sequence's
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from xdistil_fast import torch_ops
+from xdistil_fast.model_config import POOLINGS
 
-__all__ = ["CRF", "BiLSTM", "Linear", "cu_seqlens_of", "pack_padded", "unpack_padded"]
+__all__ = ["CRF", "BiLSTM", "Linear", "Pool", "cu_seqlens_of", "pack_padded", "unpack_padded"]
 
 _REDUCTIONS = ("none", "sum", "mean", "token_mean")
 
@@ -377,6 +378,31 @@ class Linear(nn.Linear):
     def forward(self, values: Tensor) -> Tensor:
         """`values` [total, in_features] to [total, out_features]."""
         return torch_ops.linear(values, self.weight, self.bias)
+
+
+class Pool(nn.Module):
+    """One state for each sequence of a ragged batch: values [total, D] and cu_seqlens -> [B, D].
+
+    Args:
+        pooling: "max", "mean" or "last"; see `xdistil_fast.torch_ops.pool`.
+
+    Raises:
+        ValueError: another pooling.
+    """
+
+    def __init__(self, pooling: str = "max") -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}; allowed: {', '.join(map(repr, POOLINGS))}")
+        self.pooling = pooling
+
+    def forward(self, values: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Pools each sequence; an empty one gives zeros."""
+        return torch_ops.pool(values, cu_seqlens, self.pooling)
+
+    def extra_repr(self) -> str:
+        """The pooling, for `repr`."""
+        return self.pooling
 
 
 class CRF(nn.Module):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdistil_fast import __version__, _core
-from xdistil_fast.commands.tag import add_runtime_arguments, runtime_options
+from xdistil_fast.commands.stream import add_runtime_arguments, runtime_options
 from xdistil_fast.model_config import PRECISIONS
 from xdistil_fast.model_io import (
     FILES,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast import labels as iob
-from xdistil_fast.commands.tag import add_runtime_arguments, runtime_options
+from xdistil_fast.commands.stream import add_runtime_arguments, runtime_options
 from xdistil_fast.model_io import CONFIG_FILE, ModelError, load_folder, resolve_model
 from xdistil_fast.scoring import Counts, Scores, score
 from xdistil_fast.tagger import Tagger
