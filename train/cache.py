@@ -30,7 +30,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,7 @@ MANIFEST = "manifest.json"
 _FORMAT = 1
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
+T = TypeVar("T")
 Float32Array = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
 # Sequences of pieces and a progress callback to logits and hidden states, the latter maybe empty.
@@ -119,11 +121,11 @@ class Texts:
     transfer: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Sentence]:
-        seen = {_fingerprint(s) for corpus in (*self.dev, *self.train) for s in corpus.sentences}
+        seen = {fingerprint(s) for corpus in (*self.dev, *self.train) for s in corpus.sentences}
         for corpus in self.train:
             yield from corpus.sentences
         for sentence in read_transfer(self.transfer):
-            mark = _fingerprint(sentence)
+            mark = fingerprint(sentence)
             if mark not in seen:
                 seen.add(mark)
                 yield sentence
@@ -152,7 +154,7 @@ class Texts:
         return entries
 
 
-def _fingerprint(sentence: Sentence) -> int:
+def fingerprint(sentence: Sentence) -> int:
     """64 bits of a hash: a set of them costs a tenth of the texts."""
     joined = "".join(sentence.words or (sentence.text or "").split())
     joined = "".join(joined.split())
@@ -295,22 +297,18 @@ def build_cache(
     }
     if representation is not None:
         about["representation"] = dataclasses.asdict(representation)
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    folder = root / key[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = _read_manifest(folder / MANIFEST)
-    done: dict[str, dict[str, Any]] = manifest.get("shards", {})
-    good = {name for name, entry in done.items() if _intact(folder / name, entry)}
-    if manifest.get("complete") and len(good) == len(done):
-        return Cache(folder, done), key
+    shards = Shards(root, about)
+    if shards.complete:
+        return Cache(shards.folder, shards.done), shards.key
     extra: dict[str, Any] = {}
     reduce = None
     if representation is not None and representation.size:
         reduce, extra["components"] = stored_components(
-            folder, lambda: _components(teacher, texts, representation, max_length, batch_pieces)
+            shards.folder,
+            lambda: _components(teacher, texts, representation, max_length, batch_pieces),
         )
-        if extra["components"] != manifest.get("components"):
-            done, good = {}, set()  # shards in other components are of no use beside these
+        if extra["components"] != shards.manifest.get("components"):
+            shards.done.clear()  # shards in other components are of no use beside these
 
     def ask(
         ids: list[npt.NDArray[Any]], bar: Callable[[int], object]
@@ -319,41 +317,105 @@ def build_cache(
             return teacher.logits(ids, batch_pieces, bar), []
         return teacher.outputs(ids, batch_pieces, bar, layer=representation.layer, reduce=reduce)
 
-    if damaged := sorted(set(done) - good):
-        tqdm.write(f"{folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
-    done = {name: done[name] for name in sorted(good)}
-    sentences = 0
     asked = soft or representation is not None
-    with tqdm(
-        desc="teacher labels" if asked else "pieces",
-        unit="piece",
-        unit_scale=True,
-        disable=None if progress else True,
-        dynamic_ncols=True,
-        leave=False,
-    ) as bar:
-        for number, chunk in enumerate(_chunks(texts, SHARD_SENTENCES)):
-            name = f"shard-{number:05d}.safetensors"
-            if name not in good:
-                arrays = _label(teacher, chunk, max_length, pieces, ask if asked else None, bar)
-                done[name] = _write_shard(folder / name, arrays)
-                done = dict(sorted(done.items()))
-                runs.write_json(folder / MANIFEST, {"about": about, **extra, "shards": done})
-            else:
-                bar.update(done[name]["pieces"])
-            sentences += len(chunk)
-            if expected:
-                bar.total = round(bar.n * max(1.0, expected / sentences))
-    if not sum(entry["pieces"] for entry in done.values()):
-        raise ValueError("train and transfer: the tokeniser makes no piece of any of these words")
-    runs.write_json(folder / MANIFEST, {"about": about, "complete": True, **extra, "shards": done})
-    return Cache(folder, done), key
+    shards.fill(
+        texts,
+        lambda chunk, bar: _label(teacher, chunk, max_length, pieces, ask if asked else None, bar),
+        title="teacher labels" if asked else "pieces",
+        extra=extra,
+        expected=expected,
+        progress=progress,
+    )
+    return Cache(shards.folder, shards.done), shards.key
 
 
-def _chunks(texts: Iterable[Sentence], size: int) -> Iterator[list[Sentence]]:
-    chunk: list[Sentence] = []
-    for sentence in texts:
-        chunk.append(sentence)
+class Shards:
+    """The shards of a cache folder as they are made.
+
+    Attributes:
+        key: SHA-256 of what the shards depend on.
+        folder: where they lie.
+        manifest: content of the manifest that was found.
+        done: entries of the shards that are finished and intact, by name.
+        complete: whether these are all.
+    """
+
+    def __init__(self, root: Path, about: Mapping[str, Any]) -> None:
+        """Find what is there already.
+
+        Args:
+            root: cache folder, made where missing.
+            about: all that the shards depend on; plain JSON values.
+        """
+        self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        self.folder = root / self.key[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.manifest = _read_manifest(self.folder / MANIFEST)
+        self._about = about
+        found: dict[str, dict[str, Any]] = self.manifest.get("shards", {})
+        self.done = {
+            name: entry for name, entry in found.items() if _intact(self.folder / name, entry)
+        }
+        self.complete = bool(self.manifest.get("complete")) and len(self.done) == len(found)
+        if damaged := sorted(found.keys() - self.done.keys()):
+            tqdm.write(f"{self.folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
+
+    def fill(
+        self,
+        items: Iterable[T],
+        label: Callable[[list[T], tqdm[Any]], Arrays],
+        *,
+        title: str,
+        extra: Mapping[str, Any] = MappingProxyType({}),
+        expected: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Make the shards that are missing.
+
+        Args:
+            items: sentences or texts; streamed.
+            label: arrays of a shard from its items; moves the bar on by their pieces.
+            title: of the bar.
+            extra: further entries of the manifest.
+            expected: number of items, about; lets the bar guess when it will be full.
+            progress: show a bar, in pieces.
+
+        Raises:
+            ValueError: there is no piece in any of the items.
+            OSError: a full disk, say; what is finished stays.
+        """
+        entry = {"about": self._about, **extra}
+        count = 0
+        with tqdm(
+            desc=title,
+            unit="piece",
+            unit_scale=True,
+            disable=None if progress else True,
+            dynamic_ncols=True,
+            leave=False,
+        ) as bar:
+            for number, chunk in enumerate(_chunks(items, SHARD_SENTENCES)):
+                name = f"shard-{number:05d}.safetensors"
+                if name not in self.done:
+                    self.done[name] = _write_shard(self.folder / name, label(chunk, bar))
+                    self.done = dict(sorted(self.done.items()))
+                    runs.write_json(self.folder / MANIFEST, {**entry, "shards": self.done})
+                else:
+                    bar.update(self.done[name]["pieces"])
+                count += len(chunk)
+                if expected:
+                    bar.total = round(bar.n * max(1.0, expected / count))
+        if not sum(shard["pieces"] for shard in self.done.values()):
+            raise ValueError(
+                "train and transfer: the tokeniser makes no piece of any of these words"
+            )
+        runs.write_json(self.folder / MANIFEST, {**entry, "complete": True, "shards": self.done})
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    chunk: list[T] = []
+    for item in items:
+        chunk.append(item)
         if len(chunk) == size:
             yield chunk
             chunk = []
@@ -398,8 +460,8 @@ def _label(
     if ask is not None and ids:
         lengths = total / len(ids)
         values, states = ask(ids, lambda n: bar.update(round(n * lengths)))
-        logits = _half("logits", values)
-        hidden = _half("hidden states", states) if states else None
+        logits = half("logits", values)
+        hidden = half("hidden states", states) if states else None
     else:
         bar.update(total)
     cu_seqlens = np.zeros(len(ids) + 1, np.int32)
@@ -415,7 +477,7 @@ def _label(
     }
 
 
-def _half(name: str, parts: Sequence[Float32Array]) -> npt.NDArray[np.float16]:
+def half(name: str, parts: Sequence[Float32Array]) -> npt.NDArray[np.float16]:
     """Join and narrow what the teacher gave.
 
     Raises:
