@@ -23,12 +23,7 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
     dev = metrics["dev"]
     types = sorted({label[2:] for label in config.labels} - {""})
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
-    how = (
-        "labels alone"
-        if settings["labels_only"]
-        else f"labels (weight {settings['hard_weight']:g}) and the teacher's logits "
-        f"(weight {settings['soft_weight']:g})"
-    )
+    how = _recipe(record)
     lines = [
         "---",
         "library_name: xdistil-fast",
@@ -88,6 +83,26 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         "",
     ]
     return "\n".join(lines)
+
+
+def _recipe(record: Mapping[str, Any]) -> str:
+    """Which losses each stage had, from the history."""
+    settings = record["settings"]
+    names = {
+        "hard": "labels (weight {:g})",
+        "soft": "the teacher's logits (weight {:g})",
+        "representation": "the teacher's hidden states (weight {:g})",
+    }
+    stages: dict[str, list[str]] = {}
+    for entry in record["history"]:
+        used = [n for n in names if entry[n]]
+        stages.setdefault(entry["stage"], used)
+    if all(used == ["hard"] for used in stages.values()):
+        return "labels alone"
+    return ", then on ".join(
+        " and ".join(names[n].format(settings[f"{n}_weight"]) for n in used)
+        for used in stages.values()
+    )
 
 
 def with_test_scores(card: str, digest: str, evaluations: Sequence[Mapping[str, Any]]) -> str:

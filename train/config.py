@@ -181,6 +181,11 @@ class DistillConfig:
         _within("representation_weight", self.representation_weight, 0.0, math.inf)
         _within("temperature", self.temperature, 0.0, math.inf, open_low=True)
         _within("labelled_share", self.labelled_share, 0.0, 0.95)
+        if self.labelled_share and self.batch_size < 2:
+            raise ValueError(
+                f"labelled_share is {self.labelled_share!r} and batch_size is {self.batch_size}; "
+                "allowed: a batch_size of 2 or more, to hold labelled and other sentences"
+            )
         _at_least("representation_size", self.representation_size, 0)
         if self.teacher_layer is not None and type(self.teacher_layer) is not int:
             raise ValueError(f"teacher_layer is {self.teacher_layer!r}; allowed: a whole number")

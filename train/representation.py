@@ -51,8 +51,7 @@ class Components:
 
     def __call__(self, states: FloatArray) -> FloatArray:
         """Reduce states [n, D] to [n, R]."""
-        reduced: FloatArray = (states - self.mean) @ self.directions
-        return reduced
+        return np.asarray((states - self.mean) @ self.directions, np.float32)
 
 
 def principal_components(

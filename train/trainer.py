@@ -215,22 +215,15 @@ class Trainer:
     def _epochs(self) -> int:
         return self._fit.stage.epochs or self.config.epochs
 
-    @property
-    def _steps_per_epoch(self) -> int:
-        labelled, others = self._shares()
-        if not labelled:
-            return math.ceil(len(self.sentences[self.fit][0]) / self.config.batch_size)
-        return math.ceil(others / (self.config.batch_size - labelled))
-
     def _shares(self) -> tuple[int, int]:
-        """Labelled sentences of each batch, 0 for as they come, and all other sentences."""
+        """Labelled sentences of each batch, 0 for as they come; and steps of an epoch."""
+        size, share = self.config.batch_size, self.config.labelled_share
         chosen = self.labelled[self.sentences[self.fit][0]]
         others = len(chosen) - int(chosen.sum())
-        share = self.config.labelled_share
         if not share or "hard" not in self.weights or not 0 < others < len(chosen):
-            return 0, others
-        size = self.config.batch_size
-        return min(max(1, round(share * size)), size - 1), others
+            return 0, math.ceil(len(chosen) / size)
+        count = min(max(1, round(share * size)), size - 1)
+        return count, math.ceil(others / (size - count))
 
     def _begin_fit(self) -> None:
         """Freeze what the fit does not train, and make it an optimiser."""
@@ -243,12 +236,13 @@ class Trainer:
             if name in names:
                 self.trained[name] = parameter
         self.weights = self.config.weights(self._fit.stage)
+        self.labelled_per_batch, self.steps = self._shares()
         self.lr = self._fit.stage.lr or self.config.lr
         self.optimizer = torch.optim.Adam(self.trained.values(), lr=self.lr, fused=True)
 
     def _end_fit(self) -> None:
         """Hand the best weights to the next fit."""
-        self.steps_before += self.epoch * self._steps_per_epoch
+        self.steps_before += self.epoch * self.steps
         self.student.load(self.best)
         self.fit, self.epoch, self.stale = self.fit + 1, 0, 0
         # The next fit must not be worse on dev, else its weights are dropped. Losses of different
@@ -292,7 +286,7 @@ class Trainer:
         )
 
     def _epoch(self, stop: checkpoint.StopRequest) -> None:
-        config, steps = self.config, self._steps_per_epoch
+        config, steps = self.config, self.steps
         order = self._order()
         pieces = round(self.cache.pieces * len(order) / self.cache.sentences)
         started = saved = time.perf_counter()
@@ -328,15 +322,15 @@ class Trainer:
         """Sentences of this epoch, batch after batch."""
         generator = np.random.default_rng([self.config.seed, len(self.history)])
         sentences = self.sentences[self.fit][0]
-        count, _ = self._shares()
+        count = self.labelled_per_batch
         if not count:
             return sentences[generator.permutation(len(sentences))]
         chosen = self.labelled[sentences]
         labelled, others = sentences[chosen], generator.permutation(sentences[~chosen])
         # The unlabelled text once; the labelled as often as it takes.
-        needed = count * self._steps_per_epoch
+        needed = count * self.steps
         rounds = [generator.permutation(labelled) for _ in range(-(-needed // len(labelled)))]
-        borders = np.arange(1, self._steps_per_epoch)
+        borders = np.arange(1, self.steps)
         batches = zip(
             np.split(np.concatenate(rounds)[:needed], borders * count),
             np.split(others, borders * (self.config.batch_size - count)),
@@ -361,10 +355,8 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         """One step of the optimiser."""
         config = self.config
-        number = self.epoch * self._steps_per_epoch + self.step
-        rate = self.lr * rate_factor(
-            number, self._epochs * self._steps_per_epoch, config.warmup, config.decay
-        )
+        number = self.epoch * self.steps + self.step
+        rate = self.lr * rate_factor(number, self._epochs * self.steps, config.warmup, config.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # Three numbers, that no step shares its generator with the shuffle of an epoch.

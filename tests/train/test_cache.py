@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +11,14 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 from tokenizers import models, normalizers, pre_tokenizers
 
 from xdistil_fast.train import cache as module
 from xdistil_fast.train.alignment import IGNORED, align, piece_targets, tag_ids
 from xdistil_fast.train.cache import Cache, Texts, align_text, build_cache
 from xdistil_fast.train.corpora import Sentence, read_labelled
+from xdistil_fast.train.representation import Representation
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 PIECES = [
@@ -53,6 +56,22 @@ class FakeTeacher:
             raise KeyboardInterrupt
         self.asked.append(len(sequences))
         return [self.one(ids) for ids in sequences]
+
+    def outputs(
+        self,
+        sequences: Sequence[np.ndarray],
+        batch_tokens: int = 0,
+        progress: Callable[[int], object] | None = None,
+        *,
+        layer: int,
+        reduce: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        logits = self.logits(sequences, batch_tokens, progress)
+        states = [self.states(ids, layer) for ids in sequences]
+        return logits, states if reduce is None else [reduce(rows) for rows in states]
+
+    def states(self, ids: np.ndarray, layer: int) -> np.ndarray:
+        return np.cos(layer * np.float32(ids)[:, None] + np.arange(6)).astype(np.float32)
 
     def one(self, ids: np.ndarray) -> np.ndarray:
         place = np.arange(len(ids))[:, None] + 1
@@ -136,6 +155,76 @@ def test_second_run_asks_nothing(tmp_path: Path, texts: Texts) -> None:
     assert bytes_of(tmp_path / "c") == before
 
 
+def test_whole_states_are_cached(tmp_path: Path, texts: Texts) -> None:
+    teacher = FakeTeacher()
+    cache = build(tmp_path / "c", teacher, texts, representation=Representation(2, 0))
+    assert cache.width == 6
+    batch = cache.batch(np.array([5, 0, 11]))
+    np.testing.assert_allclose(batch.representation, teacher.states(batch.ids, 2), atol=1e-3)
+    plain = build(tmp_path / "c", FakeTeacher(), texts)
+    assert plain.width == 0
+    assert plain.batch(np.array([5, 0, 11])).representation.shape == (len(batch.ids), 0)
+    np.testing.assert_array_equal(plain.batch(np.array([5, 0, 11])).logits, batch.logits)
+
+
+def test_reduced_states_are_cached(tmp_path: Path, texts: Texts) -> None:
+    teacher = FakeTeacher()
+    cache = build(tmp_path / "c", teacher, texts, representation=Representation(2, 3))
+    batch = cache.batch(np.arange(cache.sentences))
+    (file,) = tmp_path.rglob("components.safetensors")
+    stored = load_file(file)
+    expected = (teacher.states(batch.ids, 2) - stored["mean"]) @ stored["directions"]
+    np.testing.assert_allclose(batch.representation, expected, rtol=2e-3, atol=2e-3)
+    assert teacher.asked == [2, 4, 4, 4]  # the components come from the labelled sentences
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2, 3])
+def test_stopped_run_with_states_goes_on(tmp_path: Path, texts: Texts, calls: int) -> None:
+    wanted = Representation(2, 3)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "c", FakeTeacher(fail_after=calls), texts, representation=wanted)
+    second = FakeTeacher()
+    build(tmp_path / "c", second, texts, representation=wanted)
+    assert len(second.asked) == 4 - calls
+    build(tmp_path / "whole", FakeTeacher(), texts, representation=wanted)
+    assert bytes_of(tmp_path / "c") == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_lost_components_take_shards_in_others_with_them(
+    tmp_path: Path, texts: Texts, same: bool
+) -> None:
+    root, wanted = tmp_path / "c", Representation(2, 3)
+    with pytest.raises(KeyboardInterrupt):
+        build(root, FakeTeacher(fail_after=3), texts, representation=wanted)
+    (file,) = root.rglob("components.safetensors")
+    file.unlink()
+    second = FakeTeacher()
+    if not same:  # say, sums in another order on another machine
+        real = second.states
+        second.states = lambda ids, layer: 1.1 * real(ids, layer)  # type: ignore[method-assign]
+    build(root, second, texts, representation=wanted)
+    assert len(second.asked) == (2 if same else 4)
+
+
+def test_keys_of_caches_without_states_are_as_they_were(tmp_path: Path, texts: Texts) -> None:
+    _, key = build_cache(tmp_path, FakeTeacher(), texts, ["a"], progress=False)
+    about = {
+        "format": 1, "teacher": "fake", "texts": ["a"], "max_length": 100, "pieces": "all",
+        "soft": True, "shard_sentences": 4,
+    }  # fmt: skip
+    assert key == hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    (manifest,) = tmp_path.rglob("manifest.json")
+    assert list(json.loads(manifest.read_text("utf-8"))) == ["about", "complete", "shards"]
+    assert not list(tmp_path.rglob("components*"))
+
+
+def test_labelled_sentences_are_known(tmp_path: Path, texts: Texts) -> None:
+    for pieces in ("all", "first"):
+        cache = build(tmp_path / "c", FakeTeacher(), texts, pieces=pieces)
+        assert cache.labelled().tolist() == [True] * 2 + [False] * 10
+
+
 @pytest.mark.parametrize("calls", [0, 1, 2])
 def test_stopped_run_goes_on(tmp_path: Path, texts: Texts, calls: int) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -197,7 +286,15 @@ def test_full_disk_keeps_what_is_finished(
     assert len(second.asked) == 2
 
 
-@pytest.mark.parametrize("more", [{"max_length": 9}, {"pieces": "first"}, {"soft": False}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"max_length": 9},
+        {"pieces": "first"},
+        {"soft": False},
+        {"representation": Representation(1, 0)},
+    ],
+)
 def test_other_settings_have_their_own_shards(
     tmp_path: Path, texts: Texts, more: dict[str, Any]
 ) -> None:

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import tokenizers
 import torch
 from tokenizers import models, pre_tokenizers
+from torch import Tensor
 
 from xdistil_fast import student as serving
 from xdistil_fast.labels import repair
 from xdistil_fast.model_io import ModelConfig
 from xdistil_fast.train.alignment import align
+from xdistil_fast.train.losses import representation_cosine, representation_mse
+from xdistil_fast.train.schedules import GROUPS
 from xdistil_fast.train.student import Student, tag_words
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
@@ -124,3 +129,33 @@ def test_words_get_the_tag_of_their_first_piece(head: str) -> None:
         names = [LABELS[best[p]] if p >= 0 else "O" for p in one.first_piece]
         assert tags == repair(names)
     assert any(tag != "O" for tags in tagged for tag in tags)
+
+
+@pytest.mark.parametrize("loss", [representation_mse, representation_cosine])
+def test_a_random_teachers_states_can_be_overfitted(loss: Callable[..., Tensor]) -> None:
+    rng = np.random.default_rng(1)
+    table = rng.standard_normal((20, 8)).astype(np.float32)
+    model = Student(table, 24, 3, projection_size=6, seed=3)
+    assert model.projection is not None
+    cu = torch.tensor([0, 5, 6, 13], dtype=torch.int32)
+    ids = torch.from_numpy(rng.integers(0, 20, 13).astype(np.int32))
+    states = torch.from_numpy(rng.standard_normal((13, 6)).astype(np.float32))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(250):
+        optimizer.zero_grad()
+        value = loss(model.projection(model.encode(ids, cu)), states)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert value.item() < 1e-3
+    assert model.output.weight.grad is None
+
+
+def test_every_parameter_is_of_one_group() -> None:
+    model = Student(np.zeros((4, 2), np.float32), 3, 2, head="crf", projection_size=5)
+    groups = model.groups()
+    assert list(groups) == list(GROUPS)
+    listed = sorted(name for names in groups.values() for name in names)
+    assert listed == sorted(name for name, _ in model.named_parameters())
+    assert {name.partition(".")[0] for name in groups["output"]} == {"output", "crf"}
+    plain = Student(np.zeros((4, 2), np.float32), 3, 2).groups()
+    assert plain["projection"] == []

@@ -116,6 +116,45 @@ def test_long_sequences_are_read_in_windows(teacher: Teacher) -> None:
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layer", [1, 2])
+def test_outputs_are_logits_and_states_of_a_layer(teacher: Teacher, layer: int) -> None:
+    rng = np.random.default_rng(0)
+    size = teacher.max_pieces
+    sequences = [rng.integers(4, 14, size=n).tolist() for n in (3, 0, size, 3 * size + 5, 1)]
+    logits, states = teacher.outputs(sequences, layer=layer)
+    for ids, found, plain in zip(sequences, logits, teacher.logits(sequences), strict=True):
+        np.testing.assert_array_equal(found, plain, err_msg=str(ids))
+    for ids, found in zip(sequences, states, strict=True):
+        assert (found.shape, found.dtype) == ((len(ids), 16), np.float32)
+        for start, stop, keep, end in _windows(len(ids), size):
+            with torch.no_grad():
+                whole = teacher.model(
+                    input_ids=torch.tensor([[2, *ids[start:stop], 3]]), output_hidden_states=True
+                ).hidden_states[layer]
+            expected = whole[0, 1:-1].numpy()[keep - start : end - start]
+            np.testing.assert_allclose(found[keep:end], expected, rtol=1e-4, atol=1e-5)
+    _, reduced = teacher.outputs(sequences, layer=layer, reduce=lambda rows: rows[:, :3] + 1)
+    for found, kept in zip(states, reduced, strict=True):
+        np.testing.assert_allclose(kept, found[:, :3] + 1, rtol=1e-6)
+
+
+def test_layers_are_counted_from_both_ends(teacher: Teacher) -> None:
+    assert [teacher.resolve_layer(n) for n in (1, 2, -1, -2)] == [1, 2, 2, 1]
+    for wrong in (0, 3, -3):
+        with pytest.raises(ValueError, match=f"teacher_layer is {wrong}; the teacher has 2 layers"):
+            teacher.resolve_layer(wrong)
+
+
+@pytest.mark.parametrize(("depth", "layer"), [(1, 1), (2, 2), (6, 4), (12, 7), (24, 14)])
+def test_the_papers_layer(teacher: Teacher, depth: int, layer: int) -> None:
+    real = teacher.model.config.num_hidden_layers
+    try:
+        teacher.model.config.num_hidden_layers = depth
+        assert teacher.resolve_layer(None) == layer
+    finally:
+        teacher.model.config.num_hidden_layers = real
+
+
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 28, 29, 100])
 def test_windows_cover_everything_once(length: int) -> None:
     windows = _windows(length, 16)
