@@ -205,15 +205,22 @@ class Cache:
         first = self._map(self._paths[0]) if self._paths else {}
         self.width = first["representation"].shape[1] if "representation" in first else 0
 
+    def locate(self, sentences: npt.NDArray[np.integer]) -> Iterator[tuple[Arrays, int]]:
+        """Shard of each sentence, and its number there."""
+        homes = np.searchsorted(self._first, sentences, side="right") - 1
+        for home, sentence in zip(homes, sentences, strict=True):
+            yield self._map(self._paths[home]), int(sentence - self._first[home])
+
+    def shards(self) -> Iterator[Arrays]:
+        """The arrays of every shard."""
+        return map(self._map, self._paths)
+
     def batch(self, sentences: npt.NDArray[np.integer]) -> Batch:
         """Sentences by number, in the order given."""
         names = ("ids", "first", "targets", "logits", *(["representation"] if self.width else []))
         parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
         cu_seqlens = np.zeros(len(sentences) + 1, np.int32)
-        homes = np.searchsorted(self._first, sentences, side="right") - 1
-        for row, (home, sentence) in enumerate(zip(homes, sentences, strict=True)):
-            shard = self._map(self._paths[home])
-            local = sentence - self._first[home]
+        for row, (shard, local) in enumerate(self.locate(sentences)):
             start, stop = shard["cu_seqlens"][local : local + 2]
             cu_seqlens[row + 1] = cu_seqlens[row] + stop - start
             for name, values in parts.items():
@@ -234,17 +241,14 @@ class Cache:
 
     def labelled(self) -> npt.NDArray[np.bool_]:
         """Which sentences are of the labelled text, [N]: those whose first piece has a target."""
-        parts = []
-        for path in self._paths:
-            shard = self._map(path)
-            parts.append(shard["targets"][shard["cu_seqlens"][:-1]] != IGNORED)
+        parts = [shard["targets"][shard["cu_seqlens"][:-1]] != IGNORED for shard in self.shards()]
         return np.concatenate([np.zeros(0, bool), *parts])
 
     def piece_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each of the teacher's pieces occurs, [vocab_size]."""
         counts = np.zeros(vocab_size, np.int64)
-        for path in self._paths:
-            counts += np.bincount(self._map(path)["ids"], minlength=vocab_size)
+        for shard in self.shards():
+            counts += np.bincount(shard["ids"], minlength=vocab_size)
         return counts
 
 

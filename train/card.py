@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xdistil_fast.model_config import TEXT_CLASSIFICATION
 from xdistil_fast.model_io import ModelConfig
 
 _TEST_TITLE = "## Scores on test data"
@@ -20,26 +21,18 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         record: its ``run.json``.
     """
     metrics, settings, machine = record["metrics"], record["settings"], record["machine"]
-    dev = metrics["dev"]
-    types = sorted({label[2:] for label in config.labels} - {""})
+    classes = config.task == TEXT_CLASSIFICATION
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
     how = _recipe(record)
     lines = [
         "---",
         "library_name: xdistil-fast",
-        "pipeline_tag: token-classification",
+        f"pipeline_tag: {config.task}",
         "---",
         "",
         f"# {name}",
         "",
-        f"A BiLSTM tagger ({config.head} head) for the entity types {', '.join(types)}, distilled "
-        f"from the teacher `{settings['teacher']}`.",
-        "",
-        "```python",
-        "from xdistil_fast import Tagger",
-        "",
-        f'tagger = Tagger.from_pretrained("{name}")',
-        "```",
+        *(_class_intro if classes else _tag_intro)(name, config, settings["teacher"]),
         "",
         "## Size",
         "",
@@ -50,13 +43,11 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         "",
         "## Scores on dev",
         "",
-        "Strict, word level, 0 to 100, by the code and with the weights in this folder. "
+        ("Texts of dev" if classes else "Strict, word level")
+        + ", 0 to 100, by the code and with the weights in this folder. "
         f"Dev chose the epoch ({metrics['best_epoch']} of {len(record['history'])}).",
         "",
-        "| type | precision | recall | F1 | entities |",
-        "|---|---|---|---|---|",
-        *(_row(kind, counts) for kind, counts in dev["per_type"].items()),
-        _row("**all**", dev),
+        *(_class_scores if classes else _tag_scores)(metrics["dev"]),
         "",
         "## Training",
         "",
@@ -120,34 +111,85 @@ def with_test_scores(card: str, digest: str, evaluations: Sequence[Mapping[str, 
     own = [e for e in evaluations if e["model"]["digest"] == digest]
     if not own:
         raise ValueError(f"no evaluation is of the model with digest {digest[:16]}")
+    classes = "accuracy" in own[0]["metrics"] and "per_class" in own[0]["metrics"]
+    key, name = ("accuracy", "accuracy") if classes else ("f1", "F1")
+    parts, count = ("per_class", "texts") if classes else ("per_type", "support")
     lines = [
         _TEST_TITLE,
         "",
-        "Strict, word level, 0 to 100. The files had no part in training or choosing.",
+        ("Texts" if classes else "Strict, word level")
+        + ", 0 to 100. The files had no part in training or choosing.",
         "",
-        "| data | entities | F1 | teacher's F1 | kept | F1 by type |",
+        f"| data | {'texts' if classes else 'entities'} | {name} | teacher's {name} | kept "
+        f"| F1 by {'class' if classes else 'type'} |",
         "|---|---|---|---|---|---|",
     ]
     for student in own:
-        f1 = student["metrics"]["f1"]
+        value = student["metrics"][key]
         teachers = [
-            e["metrics"]["f1"]
+            e["metrics"][key]
             for e in evaluations
             if e["model"]["digest"] == student["model"].get("teacher_digest")
             and e["data"] == student["data"]
         ]
         teacher = (
-            f"{teachers[0]:.2f} | {100 * f1 / teachers[0]:.1f} %" if any(teachers) else "- | -"
+            f"{teachers[0]:.2f} | {100 * value / teachers[0]:.1f} %" if any(teachers) else "- | -"
         )
         lines.append(
             f"| {', '.join(d['name'] for d in student['data'])} "
-            f"| {student['metrics']['support']:,} | **{f1:.2f}** | {teacher} | "
-            + ", ".join(f"{k} {v['f1']:.2f}" for k, v in student["metrics"]["per_type"].items())
+            f"| {student['metrics'][count]:,} | **{value:.2f}** | {teacher} | "
+            + ", ".join(f"{k} {v['f1']:.2f}" for k, v in student["metrics"][parts].items())
             + " |"
         )
     before, title, after = card.partition("## Training\n")
     before = before.partition(_TEST_TITLE)[0]
     return before + "\n".join(lines) + "\n\n" + title + after
+
+
+def _tag_intro(name: str, config: ModelConfig, teacher: str) -> list[str]:
+    types = sorted({label[2:] for label in config.labels} - {""})
+    return [
+        f"A BiLSTM tagger ({config.head} head) for the entity types {', '.join(types)}, distilled "
+        f"from the teacher `{teacher}`.",
+        "",
+        "```python",
+        "from xdistil_fast import Tagger",
+        "",
+        f'tagger = Tagger.from_pretrained("{name}")',
+        "```",
+    ]
+
+
+def _class_intro(name: str, config: ModelConfig, teacher: str) -> list[str]:
+    return [
+        f"A BiLSTM classifier of texts ({config.pooling} pooling) with the classes "
+        f"{', '.join(config.labels)}, distilled from the teacher `{teacher}`.",
+        "",
+        "```python",
+        "from xdistil_fast import Classifier",
+        "",
+        f'classifier = Classifier.from_pretrained("{name}")',
+        "```",
+    ]
+
+
+def _tag_scores(dev: Mapping[str, Any]) -> list[str]:
+    return [
+        "| type | precision | recall | F1 | entities |",
+        "|---|---|---|---|---|",
+        *(_row(kind, counts) for kind, counts in dev["per_type"].items()),
+        _row("**all**", dev),
+    ]
+
+
+def _class_scores(dev: Mapping[str, Any]) -> list[str]:
+    return [
+        f"Accuracy **{dev['accuracy']:.2f}**, macro F1 {dev['macro_f1']:.2f}.",
+        "",
+        "| class | precision | recall | F1 | texts |",
+        "|---|---|---|---|---|",
+        *(_row(name, counts) for name, counts in dev["per_class"].items()),
+    ]
 
 
 def _row(name: str, counts: Mapping[str, Any]) -> str:

@@ -26,8 +26,9 @@ from xdistil_fast.model_io import (
     save_folder,
 )
 from xdistil_fast.train import checkpoint, embeddings, runs
-from xdistil_fast.train.cache import Texts, build_cache
+from xdistil_fast.train.cache import Cache, Texts, build_cache
 from xdistil_fast.train.card import model_card
+from xdistil_fast.train.classification import ClassificationJob
 from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_size
 from xdistil_fast.train.corpora import Corpus, check_label_map, read_labelled
 from xdistil_fast.train.representation import Representation
@@ -60,20 +61,10 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
     """
     out = Path(config.output)
     checkpoint.check_output(out)
-    label_map = None if config.label_map is None else check_label_map(config.label_map)
-    train = tuple(read_labelled(path, label_map) for path in config.train)
-    dev = tuple(read_labelled(path, label_map) for path in config.dev)
-    texts = Texts(train, () if config.keep_dev_sentences else dev, config.transfer)
-    data = [
-        *(corpus.describe("train") for corpus in train),
-        *(corpus.describe("dev") for corpus in dev),
-        *texts.describe(),
-    ]
     from_file = config.embeddings not in EMBEDDING_STARTS
     embeddings_digest = file_digest(config.embeddings) if from_file else None
-    teacher = Teacher.from_pretrained(config.teacher)
-    check_labels(teacher.labels, train, dev)
-    representation = _representation(config, teacher)
+    job = (ClassificationJob if config.task == "classification" else TaggingJob)(config)
+    teacher, data = job.teacher, job.data
     # A moved teacher or file is still the same one: their digests decide.
     paths = ("teacher", "train", "dev", "transfer")
     settings = {name: v for name, v in config.identity().items() if name not in paths}
@@ -89,31 +80,68 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
     part = out.with_name(out.name + ".part")
     checkpoint.open_part(part, key)
     clock = time.perf_counter()
-    cache, cache_key = build_cache(
-        Path(config.cache) if config.cache else part / _CACHE_FOLDER,
-        teacher,
-        texts,
-        [str(entry["digest"]) for entry in data] + [str(label_map), str(len(texts.dev))],
-        max_length=config.max_length,
-        pieces=config.pieces,
-        soft=config.soft,
-        representation=representation,
-        batch_pieces=config.batch_pieces,
-        expected=sum(int(entry["sentences"]) for entry in data if entry["role"] != "dev"),
-        progress=config.progress,
-    )
+    cache, cache_key = job.build_cache(Path(config.cache) if config.cache else part / _CACHE_FOLDER)
     label_seconds = time.perf_counter() - clock
     table = teacher.word_piece_embeddings()
     vocabulary = cut_vocabulary(
         teacher.tokenizer, cache.piece_counts(len(table)), config.min_piece_count
     )
-    task = Tagging(config, teacher.labels, vocabulary, dev, cache.width)
-    trainer = Trainer(config, task, cache, part)
+    trainer = Trainer(config, job.task(vocabulary, cache), cache, part)
     size, _ = parse_size(config.student)
     trainer.restore(len(vocabulary), size, lambda: _start_values(config, vocabulary, table))
     trainer.seconds["labelling"] += label_seconds
     trainer.go()
     return _finish(trainer, out, key, teacher, vocabulary, data, cache_key, command)
+
+
+class TaggingJob:
+    """Input of a distillation: labelled sentences, transfer text, and their teacher.
+
+    Attributes:
+        teacher: a token classifier.
+        data: entries of ``run.json`` for all files.
+
+    Raises:
+        ValueError: files and teacher that do not go together.
+    """
+
+    def __init__(self, config: DistillConfig) -> None:
+        self.config = config
+        self.label_map = None if config.label_map is None else check_label_map(config.label_map)
+        train = tuple(read_labelled(path, self.label_map) for path in config.train)
+        self.dev = tuple(read_labelled(path, self.label_map) for path in config.dev)
+        hidden = () if config.keep_dev_sentences else self.dev
+        self.texts = Texts(train, hidden, config.transfer)
+        self.data = [
+            *(corpus.describe("train") for corpus in train),
+            *(corpus.describe("dev") for corpus in self.dev),
+            *self.texts.describe(),
+        ]
+        self.teacher = Teacher.from_pretrained(config.teacher)
+        check_labels(self.teacher.labels, train, self.dev)
+        self._representation = _representation(config, self.teacher)
+
+    def build_cache(self, root: Path) -> tuple[Cache, str]:
+        """Have the teacher label all sentences."""
+        config = self.config
+        return build_cache(
+            root,
+            self.teacher,
+            self.texts,
+            [str(entry["digest"]) for entry in self.data]
+            + [str(self.label_map), str(len(self.texts.dev))],
+            max_length=config.max_length,
+            pieces=config.pieces,
+            soft=config.soft,
+            representation=self._representation,
+            batch_pieces=config.batch_pieces,
+            expected=sum(int(e["sentences"]) for e in self.data if e["role"] != "dev"),
+            progress=config.progress,
+        )
+
+    def task(self, vocabulary: Vocabulary, cache: Cache) -> Tagging:
+        """What the student learns."""
+        return Tagging(self.config, self.teacher.labels, vocabulary, self.dev, cache.width)
 
 
 def check_labels(labels: Sequence[str], train: Sequence[Corpus], dev: Sequence[Corpus]) -> None:

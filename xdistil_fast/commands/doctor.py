@@ -230,8 +230,10 @@ def _describe(folder: ModelFolder) -> dict[str, Any]:
     config = folder.config
     return {
         "path": str(folder.path),
+        "task": config.task,
         "labels": list(config.labels),
         "size": f"{config.embedding_size}x{config.hidden_size}",
+        **({} if config.pooling is None else {"pooling": config.pooling}),
         "head": config.head,
         "stored in": config.precision,
         "pieces": config.vocab_size,
