@@ -17,8 +17,8 @@ from xdistil_fast.labels import validate_classes
 from xdistil_fast.model_io import ModelConfig, load_folder, save_folder
 from xdistil_fast.quantization import quantize_tensors
 from xdistil_fast.reference import student as oracle
-from xdistil_fast.tokenization import plan_windows
 from xdistil_fast.reference import student_hidden
+from xdistil_fast.tokenization import plan_windows
 
 LABELS = ("good", "bad", "so so")
 POOLINGS = ("max", "mean", "last")
