@@ -282,10 +282,13 @@ def test_commands(
     digest = json.loads((teacher / "run.json").read_text("utf-8"))["digest"]
     assert record["model"]["digest"] == digest
     assert main(["eval", str(out), "--data", files["dev"], "--json", str(tmp_path / "e.json")]) == 0
-    page = ["report", str(tmp_path / "e.json"), "--card", str(out), "-o", str(tmp_path / "r.md")]
-    capsys.readouterr()
-    if main(page) == 0:
-        assert "Scores on test data" in (out / "README.md").read_text("utf-8")
+    runs = [str(tmp_path / "e.json"), str(out), str(teacher)]
+    page = tmp_path / "r.md"
+    assert main(["report", *runs, "--card", str(out), "-o", str(page)]) == 0
+    accuracy = json.loads((tmp_path / "e.json").read_text("utf-8"))["metrics"]["accuracy"]
+    assert page.read_text("utf-8").count(f"| **{accuracy:.2f}** |") >= 2  # on dev, and there again
+    card = (out / "README.md").read_text("utf-8")
+    assert f"| 40 | **{accuracy:.2f}** |" in card.partition("Scores on test data")[2]
 
 
 @pytest.mark.parametrize(
