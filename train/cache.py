@@ -35,7 +35,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,7 @@ MANIFEST = "manifest.json"
 _FORMAT = 1
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
+T = TypeVar("T")
 Float32Array = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
 # Sequences of pieces and a progress callback to logits and hidden states, the latter maybe empty.
@@ -151,15 +153,22 @@ class Cache:
         first = self._map(self._paths[0]) if self._paths else {}
         self.width = first["representation"].shape[1] if "representation" in first else 0
 
+    def locate(self, sentences: npt.NDArray[np.integer]) -> Iterator[tuple[Arrays, int]]:
+        """Shard of each sentence, and its number there."""
+        homes = np.searchsorted(self._first, sentences, side="right") - 1
+        for home, sentence in zip(homes, sentences, strict=True):
+            yield self._map(self._paths[home]), int(sentence - self._first[home])
+
+    def shards(self) -> Iterator[Arrays]:
+        """The arrays of every shard."""
+        return map(self._map, self._paths)
+
     def batch(self, sentences: npt.NDArray[np.integer]) -> Batch:
         """Sentences by number, in the order given."""
         names = ("ids", "first", "targets", "logits", *(["representation"] if self.width else []))
         parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
         cu_seqlens = np.zeros(len(sentences) + 1, np.int32)
-        homes = np.searchsorted(self._first, sentences, side="right") - 1
-        for row, (home, sentence) in enumerate(zip(homes, sentences, strict=True)):
-            shard = self._map(self._paths[home])
-            local = sentence - self._first[home]
+        for row, (shard, local) in enumerate(self.locate(sentences)):
             start, stop = shard["cu_seqlens"][local : local + 2]
             cu_seqlens[row + 1] = cu_seqlens[row] + stop - start
             for name, values in parts.items():
@@ -180,17 +189,13 @@ class Cache:
 
     def labelled(self) -> npt.NDArray[np.bool_]:
         """Which sentences are of the labelled text, [N]: those whose first piece has a target."""
-        parts = []
-        for path in self._paths:
-            shard = self._map(path)
-            parts.append(shard["targets"][shard["cu_seqlens"][:-1]] != IGNORED)
+        parts = [shard["targets"][shard["cu_seqlens"][:-1]] != IGNORED for shard in self.shards()]
         return np.concatenate([np.zeros(0, bool), *parts])
 
     def languages(self) -> npt.NDArray[np.int16]:
         """Number of each sentence's language, [N], in the order of ``Texts.languages``."""
         parts = [np.zeros(0, np.int16)]
-        for path in self._paths:
-            shard = self._map(path)
+        for shard in self.shards():
             none = np.zeros(len(shard["cu_seqlens"]) - 1, np.int16)
             parts.append(shard.get("languages", none))
         return np.concatenate(parts)
@@ -198,8 +203,8 @@ class Cache:
     def piece_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each of the teacher's pieces occurs, [vocab_size]."""
         counts = np.zeros(vocab_size, np.int64)
-        for path in self._paths:
-            counts += np.bincount(self._map(path)["ids"], minlength=vocab_size)
+        for shard in self.shards():
+            counts += np.bincount(shard["ids"], minlength=vocab_size)
         return counts
 
 
@@ -256,28 +261,20 @@ def build_cache(
         about["languages"] = texts.languages
     if representation is not None:
         about["representation"] = dataclasses.asdict(representation)
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    folder = root / key[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    ranks = ranks or Ranks()
-    own_manifest = folder / (MANIFEST if ranks.size == 1 else f"manifest-{ranks.rank}.json")
-    manifest = _read_manifests(folder)
-    done: dict[str, dict[str, Any]] = manifest["shards"]
-    good = {name for name, entry in done.items() if _intact(folder / name, entry)}
-    ranks.wait()  # all have read before anybody writes
-    if manifest.get("complete") and len(good) == len(done):
-        return Cache(folder, done), key
+    shards = Shards(root, about, ranks)
+    if shards.complete:
+        return Cache(shards.folder, shards.done), shards.key
     extra: dict[str, Any] = {}
     reduce = None
     if representation is not None and representation.size:
-        reduce, extra["components"] = ranks.first_goes_ahead(
+        reduce, extra["components"] = shards.ranks.first_goes_ahead(
             lambda: stored_components(
-                folder,
+                shards.folder,
                 lambda: _components(teacher, texts, representation, max_length, batch_pieces),
             )
         )
-        if extra["components"] != manifest.get("components"):
-            done, good = {}, set()  # shards in other components are of no use beside these
+        if extra["components"] != shards.manifest.get("components"):
+            shards.done.clear()  # shards in other components are of no use beside these
 
     def ask(
         ids: list[npt.NDArray[Any]], bar: Callable[[int], object]
@@ -286,57 +283,132 @@ def build_cache(
             return teacher.logits(ids, batch_pieces, bar), []
         return teacher.outputs(ids, batch_pieces, bar, layer=representation.layer, reduce=reduce)
 
-    if damaged := sorted(set(done) - good):
-        tqdm.write(f"{folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
-    # Where several work, each writes down what was there before as well: nothing is lost when one
-    # manifest replaces another.
-    done = {name: done[name] for name in sorted(good)}
-    sentences = 0
+    def label(chunk: list[Sentence], bar: tqdm[Any]) -> Arrays:
+        arrays = _label(teacher, chunk, max_length, pieces, ask if asked else None, bar)
+        order = arrays.pop("order")
+        if texts.languages:
+            arrays["languages"] = _languages(chunk, order, texts.languages)
+        return arrays
+
     asked = soft or representation is not None
-    with tqdm(
-        desc="teacher labels" if asked else "pieces",
-        unit="piece",
-        unit_scale=True,
-        disable=None if progress else True,
-        dynamic_ncols=True,
-        leave=False,
-    ) as bar:
-        for number, chunk in enumerate(_chunks(texts, SHARD_SENTENCES)):
-            name = f"shard-{number:05d}.safetensors"
-            if name in good:
-                bar.update(done[name]["pieces"])
-            elif number % ranks.size == ranks.rank:
-                arrays = _label(teacher, chunk, max_length, pieces, ask if asked else None, bar)
-                if texts.languages:
-                    arrays["languages"] = _languages(chunk, arrays.pop("order"), texts.languages)
-                arrays.pop("order", None)
-                done[name] = _write_shard(folder / name, arrays)
-                done = dict(sorted(done.items()))
-                runs.write_json(own_manifest, {"about": about, **extra, "shards": done})
-            else:
-                continue
-            sentences += len(chunk)
-            if expected:
-                bar.total = round(bar.n * max(1.0, expected / ranks.size / sentences))
-    ranks.wait()
-    if ranks.size > 1:
-        done = _read_manifests(folder)["shards"]
-    ranks.wait()
-    if not sum(entry["pieces"] for entry in done.values()):
-        raise ValueError("train and transfer: the tokeniser makes no piece of any of these words")
-    if ranks.first:
-        whole = {"about": about, "complete": True, **extra, "shards": done}
-        runs.write_json(folder / MANIFEST, whole)
-        for file in folder.glob("manifest-*.json"):
-            file.unlink()
-    ranks.wait()
-    return Cache(folder, done), key
+    shards.fill(
+        texts,
+        label,
+        title="teacher labels" if asked else "pieces",
+        extra=extra,
+        expected=expected,
+        progress=progress,
+    )
+    return Cache(shards.folder, shards.done), shards.key
 
 
-def _chunks(texts: Iterable[Sentence], size: int) -> Iterator[list[Sentence]]:
-    chunk: list[Sentence] = []
-    for sentence in texts:
-        chunk.append(sentence)
+class Shards:
+    """The shards of a cache folder as they are made.
+
+    Attributes:
+        key: SHA-256 of what the shards depend on.
+        folder: where they lie.
+        manifest: content of the manifests that were found.
+        done: entries of the shards that are finished and intact, by name.
+        complete: whether these are all.
+        ranks: the processes that make them.
+    """
+
+    def __init__(self, root: Path, about: Mapping[str, Any], ranks: Ranks | None = None) -> None:
+        """Find what is there already.
+
+        Args:
+            root: cache folder, made where missing.
+            about: all that the shards depend on; plain JSON values.
+            ranks: the processes that make them together; this one alone if None.
+        """
+        self.ranks = ranks or Ranks()
+        self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        self.folder = root / self.key[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.manifest = _read_manifests(self.folder)
+        self._about = about
+        found: dict[str, dict[str, Any]] = self.manifest["shards"]
+        self.done = {
+            name: entry for name, entry in found.items() if _intact(self.folder / name, entry)
+        }
+        self.ranks.wait()  # all have read before anybody writes
+        self.complete = bool(self.manifest.get("complete")) and len(self.done) == len(found)
+        if damaged := sorted(found.keys() - self.done.keys()):
+            tqdm.write(f"{self.folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
+
+    def fill(
+        self,
+        items: Iterable[T],
+        label: Callable[[list[T], tqdm[Any]], Arrays],
+        *,
+        title: str,
+        extra: Mapping[str, Any] = MappingProxyType({}),
+        expected: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Make the shards that are missing.
+
+        Args:
+            items: sentences or texts; streamed.
+            label: arrays of a shard from its items; moves the bar on by their pieces.
+            title: of the bar.
+            extra: further entries of the manifest.
+            expected: number of items, about; lets the bar guess when it will be full.
+            progress: show a bar, in pieces.
+
+        Raises:
+            ValueError: there is no piece in any of the items.
+            OSError: a full disk, say; what is finished stays.
+        """
+        ranks, entry = self.ranks, {"about": self._about, **extra}
+        # Where several work, each writes down what was there before as well: nothing is lost when
+        # one manifest replaces another.
+        own_manifest = self.folder / (
+            MANIFEST if ranks.size == 1 else f"manifest-{ranks.rank}.json"
+        )
+        count = 0
+        with tqdm(
+            desc=title,
+            unit="piece",
+            unit_scale=True,
+            disable=None if progress else True,
+            dynamic_ncols=True,
+            leave=False,
+        ) as bar:
+            for number, chunk in enumerate(_chunks(items, SHARD_SENTENCES)):
+                name = f"shard-{number:05d}.safetensors"
+                if name in self.done:
+                    bar.update(self.done[name]["pieces"])
+                elif number % ranks.size == ranks.rank:
+                    self.done[name] = _write_shard(self.folder / name, label(chunk, bar))
+                    self.done = dict(sorted(self.done.items()))
+                    runs.write_json(own_manifest, {**entry, "shards": self.done})
+                else:
+                    continue
+                count += len(chunk)
+                if expected:
+                    bar.total = round(bar.n * max(1.0, expected / ranks.size / count))
+        ranks.wait()
+        if ranks.size > 1:
+            self.done = _read_manifests(self.folder)["shards"]
+        ranks.wait()
+        if not sum(shard["pieces"] for shard in self.done.values()):
+            raise ValueError(
+                "train and transfer: the tokeniser makes no piece of any of these words"
+            )
+        if ranks.first:
+            whole = {**entry, "complete": True, "shards": self.done}
+            runs.write_json(self.folder / MANIFEST, whole)
+            for file in self.folder.glob("manifest-*.json"):
+                file.unlink()
+        ranks.wait()
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    chunk: list[T] = []
+    for item in items:
+        chunk.append(item)
         if len(chunk) == size:
             yield chunk
             chunk = []
@@ -383,8 +455,8 @@ def _label(
     if ask is not None and ids:
         lengths = total / len(ids)
         values, states = ask(ids, lambda n: bar.update(round(n * lengths)))
-        logits = _half("logits", values)
-        hidden = _half("hidden states", states) if states else None
+        logits = half("logits", values)
+        hidden = half("hidden states", states) if states else None
     else:
         bar.update(total)
     cu_seqlens = np.zeros(len(ids) + 1, np.int32)
@@ -411,7 +483,7 @@ def _languages(
     return runs_of
 
 
-def _half(name: str, parts: Sequence[Float32Array]) -> npt.NDArray[np.float16]:
+def half(name: str, parts: Sequence[Float32Array]) -> npt.NDArray[np.float16]:
     """Join and narrow what the teacher gave.
 
     Raises:

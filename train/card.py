@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast.labels import label_types, scheme_of
+from xdistil_fast.model_config import TEXT_CLASSIFICATION
 from xdistil_fast.model_io import ModelConfig
 from xdistil_fast.train import runs
 from xdistil_fast.train.evaluation import data_key
@@ -56,27 +57,18 @@ def model_card(
         teacher: its scores on the same dev files, see :func:`teacher_on_dev`; None if not known.
     """
     metrics, settings, machine = record["metrics"], record["settings"], record["machine"]
-    dev = metrics["dev"]
-    types = label_types(config.labels)
+    classes = config.task == TEXT_CLASSIFICATION
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
-    kind = "entity types" if scheme_of(config.labels) == "IOB2" else "tags of words"
     how = _recipe(record)
     lines = [
         "---",
         "library_name: xdistil-fast",
-        "pipeline_tag: token-classification",
+        f"pipeline_tag: {config.task}",
         "---",
         "",
         f"# {name}",
         "",
-        f"A BiLSTM tagger ({config.head} head) for the {kind} {', '.join(types)}, distilled "
-        f"from the teacher `{settings['teacher']}`.",
-        "",
-        "```python",
-        "from xdistil_fast import Tagger",
-        "",
-        f'tagger = Tagger.from_pretrained("{name}")',
-        "```",
+        *(_class_intro if classes else _tag_intro)(name, config, settings["teacher"]),
         "",
         "## Size",
         "",
@@ -87,10 +79,11 @@ def model_card(
         "",
         "## Scores on dev",
         "",
-        "Strict, word level, 0 to 100, by the code and with the weights in this folder. "
+        ("Texts of dev" if classes else "Strict, word level")
+        + ", 0 to 100, by the code and with the weights in this folder. "
         f"Dev chose the epoch ({metrics['best_epoch']} of {len(record['history'])}).",
         "",
-        *_dev_table(dev, teacher),
+        *(_class_scores(metrics["dev"]) if classes else _dev_table(metrics["dev"], teacher)),
         "",
         "## Training",
         "",
@@ -154,12 +147,17 @@ def with_test_scores(card: str, digest: str, evaluations: Sequence[Mapping[str, 
     own = [e for e in evaluations if e["model"]["digest"] == digest]
     if not own:
         raise ValueError(f"no evaluation is of the model with digest {digest[:16]}")
+    classes = "accuracy" in own[0]["metrics"] and "per_class" in own[0]["metrics"]
+    key, name = ("accuracy", "accuracy") if classes else ("f1", "F1")
+    parts, count = ("per_class", "texts") if classes else ("per_type", "support")
     lines = [
         _TEST_TITLE,
         "",
-        "Strict, word level, 0 to 100. The files had no part in training or choosing.",
+        ("Texts" if classes else "Strict, word level")
+        + ", 0 to 100. The files had no part in training or choosing.",
         "",
-        "| data | entities | F1 | teacher's F1 | kept | F1 by type (the teacher's) |",
+        f"| data | {'texts' if classes else 'entities'} | {name} | teacher's {name} | kept "
+        f"| F1 by {'class' if classes else 'type'} (the teacher's) |",
         "|---|---|---|---|---|---|",
     ]
     for student in own:
@@ -173,16 +171,16 @@ def with_test_scores(card: str, digest: str, evaluations: Sequence[Mapping[str, 
             ),
             None,
         )
-        teacher = f"{theirs['f1']:.2f}" if theirs else "-"
-        other = theirs["per_type"] if theirs else {}
+        teacher = f"{theirs[key]:.2f}" if theirs else "-"
+        other = theirs[parts] if theirs else {}
         by_type = (
             f"{kind} {counts['f1']:.2f}" + (f" ({other[kind]['f1']:.2f})" if kind in other else "")
-            for kind, counts in mine["per_type"].items()
+            for kind, counts in mine[parts].items()
         )
         lines.append(
-            f"| {', '.join(d['name'] for d in student['data'])} | {mine['support']:,} "
-            f"| **{mine['f1']:.2f}** | {teacher} "
-            f"| {kept(mine, theirs)} | {', '.join(by_type)} |"
+            f"| {', '.join(d['name'] for d in student['data'])} | {mine[count]:,} "
+            f"| **{mine[key]:.2f}** | {teacher} "
+            f"| {kept(mine, theirs, key)} | {', '.join(by_type)} |"
         )
     before, title, after = card.partition("## Training\n")
     before = before.partition(_TEST_TITLE)[0]
@@ -211,6 +209,51 @@ def _dev_table(dev: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> lis
     return lines
 
 
-def kept(student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> str:
-    """The student's F1 in per cent of the teacher's; ``-`` where that is not known or 0."""
-    return f"{100 * student['f1'] / teacher['f1']:.1f} %" if teacher and teacher["f1"] else "-"
+def kept(student: Mapping[str, Any], teacher: Mapping[str, Any] | None, key: str = "f1") -> str:
+    """The student's score in per cent of the teacher's; ``-`` where that is not known or 0."""
+    return f"{100 * student[key] / teacher[key]:.1f} %" if teacher and teacher[key] else "-"
+
+
+def _tag_intro(name: str, config: ModelConfig, teacher: str) -> list[str]:
+    types = label_types(config.labels)
+    kind = "entity types" if scheme_of(config.labels) == "IOB2" else "tags of words"
+    return [
+        f"A BiLSTM tagger ({config.head} head) for the {kind} {', '.join(types)}, distilled "
+        f"from the teacher `{teacher}`.",
+        "",
+        "```python",
+        "from xdistil_fast import Tagger",
+        "",
+        f'tagger = Tagger.from_pretrained("{name}")',
+        "```",
+    ]
+
+
+def _class_intro(name: str, config: ModelConfig, teacher: str) -> list[str]:
+    return [
+        f"A BiLSTM classifier of texts ({config.pooling} pooling) with the classes "
+        f"{', '.join(config.labels)}, distilled from the teacher `{teacher}`.",
+        "",
+        "```python",
+        "from xdistil_fast import Classifier",
+        "",
+        f'classifier = Classifier.from_pretrained("{name}")',
+        "```",
+    ]
+
+
+def _class_scores(dev: Mapping[str, Any]) -> list[str]:
+    return [
+        f"Accuracy **{dev['accuracy']:.2f}**, macro F1 {dev['macro_f1']:.2f}.",
+        "",
+        "| class | precision | recall | F1 | texts |",
+        "|---|---|---|---|---|",
+        *(_row(name, counts) for name, counts in dev["per_class"].items()),
+    ]
+
+
+def _row(name: str, counts: Mapping[str, Any]) -> str:
+    return (
+        f"| {name} | {counts['precision']:.2f} | {counts['recall']:.2f} | {counts['f1']:.2f} "
+        f"| {counts['support']:,} |"
+    )

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from xdistil_fast.model_config import POOLINGS
 from xdistil_fast.train.augmentation import parse_augmentation
 from xdistil_fast.train.schedules import LOSSES, SCHEDULES, Stage
 
 PathLike: TypeAlias = "str | Path"
 
+TASKS = ("tagging", "classification")
 HEADS = ("softmax", "crf")
 DECAYS = ("cosine", "linear")
 STORED = ("float32", "float16")
@@ -43,6 +45,10 @@ class DistillConfig:
         output: the student's folder; must not exist.
         transfer: unlabelled files: soft loss.
         label_map: entity types renamed (or dropped, None) in ``train`` and ``dev``.
+        task: ``tagging`` of words, or ``classification`` of texts; of the latter ``train`` and
+            ``dev`` are read by :mod:`~xdistil_fast.train.documents`, and a line of ``transfer``
+            is a text.
+        pooling: of a text's states: ``max``, ``mean`` or ``last``; for ``classification``.
         student: ``"ExH"``: embedding size and hidden size of each direction.
         head: ``softmax`` or ``crf``.
         schedule: the recipe, a name of :data:`~xdistil_fast.train.schedules.SCHEDULES`.
@@ -104,6 +110,8 @@ class DistillConfig:
     output: str
     transfer: tuple[str, ...] = ()
     label_map: Mapping[str, str | None] | None = None
+    task: str = "tagging"
+    pooling: str = "max"
     student: str = "100x200"
     head: str = "softmax"
     schedule: str = "default"
@@ -167,6 +175,8 @@ class DistillConfig:
         if self.label_map is not None:
             object.__setattr__(self, "label_map", dict(self.label_map))
         parse_size(self.student)
+        _one_of("task", self.task, TASKS)
+        _one_of("pooling", self.pooling, POOLINGS)
         _one_of("head", self.head, HEADS)
         _one_of("pieces", self.pieces, ("all", "first"))
         _one_of("logit_loss", self.logit_loss, LOGIT_LOSSES)
@@ -206,6 +216,11 @@ class DistillConfig:
             raise ValueError(
                 f"temperature is {self.temperature!r} and logit_loss is 'mse', which has none; "
                 "allowed: 1, or logit_loss 'kl' or 'marginals'"
+            )
+        if self.task == "classification" and (self.head != "softmax" or self.pieces != "all"):
+            raise ValueError(
+                f"task is 'classification', head is {self.head!r} and pieces is {self.pieces!r}; "
+                "allowed: head 'softmax' and pieces 'all'"
             )
         if self.representation_loss == "kld" and self.representation_size:
             raise ValueError(

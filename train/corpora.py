@@ -216,9 +216,8 @@ def detect_format(path: Path, *, labelled: bool) -> Format:
         ValueError: the name tells nothing and the file is transfer text.
         OSError: it cannot be opened.
     """
-    with path.open("rb") as stream:
-        if stream.read(4) == _PARQUET_MAGIC:
-            return "parquet"
+    if starts_as_parquet(path):
+        return "parquet"
     name = path.name.lower().removesuffix(".gz")
     found = _SUFFIXES.get(Path(name).suffix)
     if labelled:
@@ -229,6 +228,12 @@ def detect_format(path: Path, *, labelled: bool) -> Format:
             f"endings: {', '.join(_SUFFIXES)}, each also with .gz"
         )
     return found
+
+
+def starts_as_parquet(path: Path) -> bool:
+    """Whether a file's first bytes are those of Parquet."""
+    with path.open("rb") as stream:
+        return stream.read(4) == _PARQUET_MAGIC
 
 
 def read_labelled(path: Path | str, label_map: LabelMap | None = None) -> Corpus:
@@ -420,8 +425,12 @@ _Row: TypeAlias = tuple[_Where, "tuple[str, ...] | None", "str | None", "list[st
 _LABELLED_KEYS = 'labelled rows need "tokens" and "tags" (or "ner_tags") as lists of strings'
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file, gzipped or not, without their ends."""
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a UTF-8 file, gzipped or not, without their ends.
+
+    Raises:
+        ValueError: NUL bytes, bytes that are not UTF-8, a damaged gzip file.
+    """
     with path.open("rb") as probe:
         zipped = probe.read(2) == _GZIP_MAGIC
     offset = 0
@@ -450,7 +459,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    for index, (number, line) in enumerate(_lines(path)):
+    for index, (number, line) in enumerate(read_lines(path)):
         if index == 0:
             columns = _BLANKS.split(line.strip(" \t"))
             if columns[0] == "-DOCSTART-" or ("\t" in line and _TAG.fullmatch(columns[-1])):
@@ -468,7 +477,7 @@ def _conll_rows(path: Path, *, labelled: bool) -> Iterator[_Row]:
     first = 0
     separator: str | None = None
     width = 0
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         if not line.strip(" \t") or line.startswith("-DOCSTART-"):
             if words:
                 yield _Where(path, "line", first, 1), tuple(words), None, tags
@@ -499,20 +508,50 @@ def _conll_rows(path: Path, *, labelled: bool) -> Iterator[_Row]:
 
 
 def _jsonl_rows(path: Path, *, labelled: bool) -> Iterator[_Row]:
-    for number, line in _lines(path):
+    for number, record in _json_objects(path):
+        yield from _record_row(record, _Where(path, "line", number, 0), labelled)
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSONL file, each with its place for messages.
+
+    Raises:
+        ValueError: as :func:`read_labelled`.
+    """
+    for number, record in _json_objects(path):
+        yield f"{path}, line {number}", record
+
+
+def _json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in read_lines(path):
         if not line.strip():
             continue
-        where = _Where(path, "line", number, 0)
+        where = f"{path}, line {number}"
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where(0)}: not JSON ({error})") from None
+            raise ValueError(f"{where}: not JSON ({error})") from None
         if not isinstance(record, dict):
-            raise ValueError(f"{where(0)}: a JSON object is needed, not {type(record).__name__}")
-        yield from _record_row(record, where, labelled)
+            raise ValueError(f"{where}: a JSON object is needed, not {type(record).__name__}")
+        yield number, record
 
 
 def _parquet_rows(path: Path, *, labelled: bool) -> Iterator[_Row]:
+    for number, record in _parquet_records(path, ("tokens", *_TAG_COLUMNS, "text")):
+        yield from _record_row(record, _Where(path, "row", number, 0), labelled)
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a Parquet file, those of the columns that it has, each with its place.
+
+    Raises:
+        ValueError: pyarrow is missing, or the file is damaged.
+    """
+    for number, record in _parquet_records(path, columns):
+        yield f"{path}, row {number}", record
+
+
+def _parquet_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -520,7 +559,7 @@ def _parquet_rows(path: Path, *, labelled: bool) -> Iterator[_Row]:
         raise ValueError(f"{path}: reading Parquet needs pyarrow (pip install pyarrow)") from None
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        names = [n for n in ("tokens", *_TAG_COLUMNS, "text") if n in file.schema_arrow.names]
+        names = [name for name in columns if name in file.schema_arrow.names]
         batches = file.iter_batches(batch_size=1024, columns=names)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: damaged Parquet file ({error})") from None
@@ -534,7 +573,7 @@ def _parquet_rows(path: Path, *, labelled: bool) -> Iterator[_Row]:
             return
         for record in batch.to_pylist():
             number += 1
-            yield from _record_row(record, _Where(path, "row", number, 0), labelled)
+            yield number, record
 
 
 def _record_row(record: dict[str, Any], where: _Where, labelled: bool) -> Iterator[_Row]:

@@ -29,8 +29,9 @@ from xdistil_fast.model_io import (
 )
 from xdistil_fast.train import checkpoint, distributed, embeddings, runs
 from xdistil_fast.train.augmentation import Augmenter, parse_augmentation
-from xdistil_fast.train.cache import build_cache
+from xdistil_fast.train.cache import Cache, build_cache
 from xdistil_fast.train.card import model_card, teacher_on_dev
+from xdistil_fast.train.classification import ClassificationJob
 from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_size
 from xdistil_fast.train.corpora import Corpus, check_label_map, labelling_of, read_labelled
 from xdistil_fast.train.languages import check_languages
@@ -74,31 +75,10 @@ def _distill(
 ) -> dict[str, Any]:
     out = Path(config.output)
     checkpoint.check_output(out)
-    label_map = None if config.label_map is None else check_label_map(config.label_map)
-    train = tuple(read_labelled(path, label_map) for path in config.train)
-    dev = tuple(read_labelled(path, label_map) for path in config.dev)
-    check_languages(dev, "dev")
-    texts = Texts(train, () if config.keep_dev_sentences else dev, config.transfer)
-    if config.language_sampling != 1 and (not texts.languages or "" in texts.languages):
-        raise ValueError(
-            f"language_sampling is {config.language_sampling:g}; it needs the language of all "
-            "files of train and transfer (LANG=FILE)"
-        )
-    data = [
-        *(corpus.describe("train") for corpus in train),
-        *(corpus.describe("dev") for corpus in dev),
-        *texts.describe(),
-    ]
     from_file = config.embeddings not in EMBEDDING_STARTS
     embeddings_digest = file_digest(config.embeddings) if from_file else None
-    teacher = Teacher.from_pretrained(config.teacher)
-    check_labels(teacher.labels, train, dev)
-    if rates := parse_augmentation(config.augment):
-        mask = getattr(teacher.hf_tokenizer, "mask_token", None)
-        make = functools.partial(Augmenter, rates, train, config.seed, mask)
-        make()  # refuses what cannot be before any work
-        texts = dataclasses.replace(texts, augmenter=make)
-    representation = _representation(config, teacher)
+    job = (ClassificationJob if config.task == "classification" else TaggingJob)(config)
+    teacher, data = job.teacher, job.data
     # A moved teacher or file is still the same one: their digests decide.
     paths = ("teacher", "train", "dev", "transfer")
     settings = {name: v for name, v in config.identity().items() if name not in paths}
@@ -117,26 +97,14 @@ def _distill(
     part = out.with_name(out.name + ".part")
     ranks.first_goes_ahead(lambda: checkpoint.open_part(part, key))
     clock = time.perf_counter()
-    cache, cache_key = build_cache(
-        Path(config.cache) if config.cache else part / _CACHE_FOLDER,
-        teacher,
-        texts,
-        _content(data, label_map, texts, config),
-        max_length=config.max_length,
-        pieces=config.pieces,
-        soft=config.soft,
-        representation=representation,
-        batch_pieces=config.batch_pieces,
-        expected=sum(int(entry["sentences"]) for entry in data if entry["role"] != "dev"),
-        progress=config.progress,
-        ranks=ranks,
-    )
+    root = Path(config.cache) if config.cache else part / _CACHE_FOLDER
+    cache, cache_key = job.build_cache(root, ranks)
     label_seconds = time.perf_counter() - clock
     table = teacher.word_piece_embeddings()
     vocabulary = cut_vocabulary(
         teacher.tokenizer, cache.piece_counts(len(table)), config.min_piece_count
     )
-    task = Tagging(config, teacher.labels, vocabulary, dev, cache.width)
+    task = job.task(vocabulary, cache)
     trainer = Trainer(config, task, cache, part, ranks)
     size, _ = parse_size(config.student)
     trainer.restore(len(vocabulary), size, lambda: _start_values(config, vocabulary, table))
@@ -149,19 +117,76 @@ def _distill(
     return runs.read_run(out)
 
 
-def _content(
-    data: Sequence[dict[str, Any]],
-    label_map: dict[str, str | None] | None,
-    texts: Texts,
-    config: DistillConfig,
-) -> list[str]:
-    """All that decides what the texts hold, for the key of the cache."""
-    content = [str(entry["digest"]) for entry in data] + [str(label_map), str(len(texts.dev))]
-    if texts.languages:
-        content += [str(entry.get("language", "")) for entry in data]
-    if config.augment:
-        content += [config.augment, str(config.seed)]
-    return content
+class TaggingJob:
+    """Input of a distillation: labelled sentences, transfer text, and their teacher.
+
+    Attributes:
+        teacher: a token classifier.
+        data: entries of ``run.json`` for all files.
+
+    Raises:
+        ValueError: files, settings and teacher that do not go together.
+    """
+
+    def __init__(self, config: DistillConfig) -> None:
+        self.config = config
+        self.label_map = None if config.label_map is None else check_label_map(config.label_map)
+        train = tuple(read_labelled(path, self.label_map) for path in config.train)
+        self.dev = tuple(read_labelled(path, self.label_map) for path in config.dev)
+        check_languages(self.dev, "dev")
+        hidden = () if config.keep_dev_sentences else self.dev
+        self.texts = Texts(train, hidden, config.transfer)
+        languages = self.texts.languages
+        if config.language_sampling != 1 and (not languages or "" in languages):
+            raise ValueError(
+                f"language_sampling is {config.language_sampling:g}; it needs the language of all "
+                "files of train and transfer (LANG=FILE)"
+            )
+        self.data = [
+            *(corpus.describe("train") for corpus in train),
+            *(corpus.describe("dev") for corpus in self.dev),
+            *self.texts.describe(),
+        ]
+        self.teacher = Teacher.from_pretrained(config.teacher)
+        check_labels(self.teacher.labels, train, self.dev)
+        if rates := parse_augmentation(config.augment):
+            mask = getattr(self.teacher.hf_tokenizer, "mask_token", None)
+            make = functools.partial(Augmenter, rates, train, config.seed, mask)
+            make()  # refuses what cannot be before any work
+            self.texts = dataclasses.replace(self.texts, augmenter=make)
+        self._representation = _representation(config, self.teacher)
+
+    def build_cache(self, root: Path, ranks: distributed.Ranks) -> tuple[Cache, str]:
+        """Have the teacher label all sentences."""
+        config = self.config
+        return build_cache(
+            root,
+            self.teacher,
+            self.texts,
+            self._content(),
+            max_length=config.max_length,
+            pieces=config.pieces,
+            soft=config.soft,
+            representation=self._representation,
+            batch_pieces=config.batch_pieces,
+            expected=sum(int(e["sentences"]) for e in self.data if e["role"] != "dev"),
+            progress=config.progress,
+            ranks=ranks,
+        )
+
+    def _content(self) -> list[str]:
+        """All that decides what the texts hold, for the key of the cache."""
+        content = [str(entry["digest"]) for entry in self.data]
+        content += [str(self.label_map), str(len(self.texts.dev))]
+        if self.texts.languages:
+            content += [str(entry.get("language", "")) for entry in self.data]
+        if self.config.augment:
+            content += [self.config.augment, str(self.config.seed)]
+        return content
+
+    def task(self, vocabulary: Vocabulary, cache: Cache) -> Tagging:
+        """What the student learns."""
+        return Tagging(self.config, self.teacher.labels, vocabulary, self.dev, cache.width)
 
 
 def check_labels(labels: Sequence[str], train: Sequence[Corpus], dev: Sequence[Corpus]) -> None:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from xdistil_fast.labels import make_labels, scheme_of
-from xdistil_fast.scoring import Scores, score
+from xdistil_fast.scoring import score
 from xdistil_fast.train import checkpoint, runs
 from xdistil_fast.train.alignment import (
     IGNORED,
@@ -124,14 +124,15 @@ class _State:
 
 def fine_tune(
     base: Path | str,
-    train: Sequence[Corpus],
-    dev: Sequence[Corpus],
+    train: Sequence[Any],
+    dev: Sequence[Any],
     out: Path | str,
     settings: TeacherSettings | None = None,
     *,
     command: Sequence[str] = (),
     progress: bool = True,
-    on_epoch: Callable[[int, Scores], None] | None = None,
+    on_epoch: Callable[[int, Any], None] | None = None,
+    run_class: type[TrainingRun] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune an encoder for token classification; keep the epoch that is best on ``dev``.
 
@@ -145,6 +146,7 @@ def fine_tune(
         command: argv for ``run.json``.
         progress: show a bar and one line an epoch on standard error.
         on_epoch: called after the checkpoint of an epoch is on disk.
+        run_class: of another task; see :mod:`~xdistil_fast.train.document_teacher`.
 
     Returns:
         The content of ``run.json``.
@@ -155,18 +157,19 @@ def fine_tune(
         OSError: a full disk, say. The same command goes on from the last epoch.
     """
     settings = settings or TeacherSettings()
+    run_class = run_class or TrainingRun
     out = Path(out)
     name = resolve_name(base)
-    labels = _labels(train, dev)
+    labels = run_class.labels_of(train, dev)
     device = pick_device(settings.device)
     checkpoint.check_output(out)
 
     torch.manual_seed(settings.seed)
     with quiet_transformers():
         hf_tokenizer = load_tokenizer(name)
-        model = load_base(name, labels)
+        model = load_base(name, labels, run_class.kind)
     check_vocabulary(name, model, hf_tokenizer)
-    teacher = Teacher(model, hf_tokenizer, labels)
+    teacher = run_class.kind(model, hf_tokenizer, labels)
     key: dict[str, Any] = {
         "settings": asdict(settings),
         "labels": labels,
@@ -181,7 +184,7 @@ def fine_tune(
             shutil.rmtree(part)
         return finished
     model.to(device)
-    run = _Run(teacher, settings, part, train, dev, progress)
+    run = run_class(teacher, settings, part, train, dev, progress)
     checkpoint.open_part(part, key)
     run.go(on_epoch)
     record = _finish(run, out, name, key, command)
@@ -250,16 +253,26 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
     return (steps - step) / max(1, steps - rising)
 
 
-class _Run:
-    """One training run: data on pieces, optimiser, checkpoints."""
+class TrainingRun:
+    """One training run: data on pieces, optimiser, checkpoints.
+
+    Attributes:
+        kind: class of the teacher.
+        metric: figure of the scores on dev that chooses the epoch.
+        metric_name: what it is called.
+    """
+
+    kind: ClassVar[type[Teacher]] = Teacher
+    metric: ClassVar[str] = "f1"
+    metric_name: ClassVar[str] = "F1"
 
     def __init__(
         self,
         teacher: Teacher,
         settings: TeacherSettings,
         part: Path,
-        train: Sequence[Corpus],
-        dev: Sequence[Corpus],
+        train: Sequence[Any],
+        dev: Sequence[Any],
         progress: bool,
     ) -> None:
         self.teacher, self.settings, self.part, self.progress = teacher, settings, part, progress
@@ -269,24 +282,12 @@ class _Run:
             *(corpus.describe("train") for corpus in train),
             *(corpus.describe("dev") for corpus in dev),
         ]
-        words, tags = _words_and_tags(train)
-        alignment = align(teacher.tokenizer, words)
-        self.ids = alignment.ids.astype(np.int64)
-        self.targets = piece_targets(
-            alignment, tag_ids(tags, teacher.labels), teacher.labels, settings.pieces
-        )
         self.max_length = min(settings.max_length, teacher.max_pieces)
-        self.runs = [
-            run
-            for i in range(len(alignment))
-            for run in split_points(alignment, i, self.max_length)
-        ]
+        self.runs: list[tuple[int, int]] = []
+        self._prepare(train, dev)
         if not self.runs:
             raise ValueError("train: the tokeniser makes no piece of any of these words")
         self.lengths = np.array([stop - start for start, stop in self.runs], dtype=np.int64)
-        dev_words, self.dev_tags = _words_and_tags(dev)
-        self.dev_languages = languages_of(dev)
-        self.dev_alignment: Alignment = align(teacher.tokenizer, dev_words)
         self.steps_per_epoch = math.ceil(len(self.runs) / settings.batch_size)
         self.names = dict(self.model.named_parameters())
         self.optimizer = adamw(
@@ -296,20 +297,39 @@ class _Run:
         self.state = _State(0, 0, {}, [], 0.0)
         self.best: dict[str, torch.Tensor] = {}
 
-    def go(self, on_epoch: Callable[[int, Scores], None] | None) -> None:
+    @staticmethod
+    def labels_of(train: Sequence[Any], dev: Sequence[Any]) -> list[str]:
+        """Labels of the teacher, from the corpora (ValueError where these do not fit)."""
+        return _labels(train, dev)
+
+    def _prepare(self, train: Sequence[Any], dev: Sequence[Any]) -> None:
+        """Cut the corpora into runs of pieces with their targets."""
+        words, tags = _words_and_tags(train)
+        alignment = align(self.teacher.tokenizer, words)
+        self.ids = alignment.ids.astype(np.int64)
+        self.targets = piece_targets(
+            alignment, tag_ids(tags, self.teacher.labels), self.teacher.labels, self.settings.pieces
+        )
+        self.runs = [
+            run
+            for i in range(len(alignment))
+            for run in split_points(alignment, i, self.max_length)
+        ]
+        dev_words, self.dev_tags = _words_and_tags(dev)
+        self.dev_languages = languages_of(dev)
+        self.dev_alignment: Alignment = align(self.teacher.tokenizer, dev_words)
+
+    def go(self, on_epoch: Callable[[int, Any], None] | None) -> None:
         """Train the epochs that are left, with a checkpoint after each."""
         self._restore()
         for epoch in range(self.state.epoch + 1, self.settings.epochs + 1):
             started = time.perf_counter()
             loss = self._epoch(epoch)
-            scores, languages = self._evaluate()
-            f1 = chosen_by(scores, languages)
-            best = max((h["dev_f1"] for h in self.state.history), default=-1.0)
-            if f1 > best:
+            value, scores, best_scores = self._evaluate()
+            best = max((h[f"dev_{self.metric}"] for h in self.state.history), default=-1.0)
+            if value > best:
                 self.state.best_epoch = epoch
-                self.state.best_scores = scores.to_dict()
-                if languages:
-                    self.state.best_scores |= language_report(languages)
+                self.state.best_scores = best_scores
                 self.best = {
                     k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()
                 }
@@ -317,12 +337,17 @@ class _Run:
             self.state.epoch = epoch
             self.state.seconds += seconds
             self.state.history.append(
-                {"epoch": epoch, "loss": loss, "dev_f1": f1, "seconds": round(seconds, 3)}
+                {
+                    "epoch": epoch,
+                    "loss": loss,
+                    f"dev_{self.metric}": value,
+                    "seconds": round(seconds, 3),
+                }
             )
             self._save()
             self._say(
-                f"epoch {epoch}/{self.settings.epochs}: loss {loss:.4f}, dev F1 {f1:.2f}, "
-                f"{seconds:.0f} s"
+                f"epoch {epoch}/{self.settings.epochs}: loss {loss:.4f}, "
+                f"dev {self.metric_name} {value:.2f}, {seconds:.0f} s"
             )
             if on_epoch is not None:
                 on_epoch(epoch, scores)
@@ -357,10 +382,7 @@ class _Run:
 
     def _step(self, runs: Sequence[tuple[int, int]]) -> float:
         input_ids, mask = self.teacher.collate([self.ids[a:b] for a, b in runs])
-        targets = np.full_like(input_ids, IGNORED)
-        begin = len(self.teacher.prefix_ids)
-        for row, (start, stop) in enumerate(runs):
-            targets[row, begin : begin + stop - start] = self.targets[start:stop]
+        targets = self._targets(runs, input_ids)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             logits = self.model(
@@ -383,8 +405,18 @@ class _Run:
         self.optimizer.step()
         return value
 
-    def _evaluate(self) -> tuple[Scores, dict[str, Scores]]:
-        """Scores on dev, of all and of each language."""
+    def _targets(
+        self, runs: Sequence[tuple[int, int]], input_ids: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Right label of each row of the logits, or IGNORED."""
+        targets = np.full_like(input_ids, IGNORED)
+        begin = len(self.teacher.prefix_ids)
+        for row, (start, stop) in enumerate(runs):
+            targets[row, begin : begin + stop - start] = self.targets[start:stop]
+        return targets
+
+    def _evaluate(self) -> tuple[float, Any, dict[str, Any]]:
+        """What the epoch is chosen by, scores on dev, and the same as JSON."""
         with tqdm(
             total=len(self.dev_alignment),
             desc="dev",
@@ -395,8 +427,10 @@ class _Run:
         ) as bar:
             found = self.teacher.tag(self.dev_alignment, bar.update)
         scheme = scheme_of(self.teacher.labels)
+        scores = score(self.dev_tags, found, scheme)
         languages = score_languages(self.dev_languages, self.dev_tags, found, scheme)
-        return score(self.dev_tags, found, scheme), languages
+        record = scores.to_dict() | (language_report(languages) if languages else {})
+        return chosen_by(scores, languages), scores, record
 
     def _save(self) -> None:
         """Checkpoint of this epoch, written beside and renamed; then the older one goes."""
@@ -454,7 +488,7 @@ class _Run:
 
 
 def _finish(
-    run: _Run, out: Path, base: str, key: dict[str, Any], command: Sequence[str]
+    run: TrainingRun, out: Path, base: str, key: dict[str, Any], command: Sequence[str]
 ) -> dict[str, Any]:
     """Write the model folder from the best epoch and move it to ``out``."""
     teacher, state = run.teacher, run.state
@@ -479,7 +513,7 @@ def _finish(
         },
         data=run.data,
         seconds=state.seconds,
-        digest=Teacher.from_pretrained(folder, device="cpu").digest(),
+        digest=run.kind.from_pretrained(folder, device="cpu").digest(),
         threads=torch.get_num_threads(),
         labels=teacher.labels,
         precision="bfloat16" if run.autocast else "float32",

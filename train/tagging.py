@@ -25,7 +25,7 @@ from xdistil_fast.train.student import Dropout, FloatArray, Student, tag_words
 from xdistil_fast.train.teacher import Teacher
 from xdistil_fast.train.vocabulary import Vocabulary
 
-_REPRESENTATION_LOSSES = {
+REPRESENTATION_LOSSES = {
     "mse": losses.representation_mse,
     "cosine": losses.representation_cosine,
     "kld": losses.representation_kld,
@@ -121,7 +121,7 @@ class Tagging:
             found["soft"] = self._soft_loss(emissions, logits, offsets, weights)
         if "representation" in wanted:
             assert self.student.projection is not None
-            compare = _REPRESENTATION_LOSSES[self.config.representation_loss]
+            compare = REPRESENTATION_LOSSES[self.config.representation_loss]
             projected = self.student.projection(states)
             targets = torch.from_numpy(own.representation)
             found["representation"] = compare(projected, targets, weights)

@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ Reduce = Callable[[FloatArray], FloatArray]
 # transformers' own types leave attributes of a model unknown, so its objects go unchecked here.
 Model: TypeAlias = Any
 HFTokenizer: TypeAlias = Any
+Self = TypeVar("Self", bound="Teacher")
 
 _UNNAMED = re.compile(r"LABEL_\d+")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -38,6 +39,7 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})
 _UNSTABLE_CONFIG_KEYS = frozenset({"transformers_version", "_name_or_path"})
 _FALLBACK_LENGTH = 512
+_POOLER = "pooler."  # of a sequence classifier's head, though it lies with the encoder
 _CPU_TOKENS = 512  # a thread; activations of larger batches leave the caches (measured: MiniLM)
 
 
@@ -45,10 +47,15 @@ class Teacher:
     """A token classifier with its tokeniser.
 
     Attributes:
+        auto_model: class of transformers that loads it.
+        task: of that class, in words.
         labels: label names by id, IOB2 or plain tags.
         tokenizer: the backend tokeniser, without truncation and padding.
         max_pieces: pieces that fit into one window of the model, special tokens not counted.
     """
+
+    auto_model: ClassVar[Any] = transformers.AutoModelForTokenClassification
+    task: ClassVar[str] = "token classification"
 
     def __init__(
         self,
@@ -71,7 +78,7 @@ class Teacher:
         self._digest: str | None = None
 
     @classmethod
-    def from_pretrained(cls, path: Path | str, device: str = "auto") -> Teacher:
+    def from_pretrained(cls: type[Self], path: Path | str, device: str = "auto") -> Self:
         """Load a fine-tuned teacher.
 
         Args:
@@ -85,18 +92,37 @@ class Teacher:
         name = resolve_name(path)
         with quiet_transformers():
             config, config_json = load_config(name)
-            labels = _labels_of_config(name, config)
+            labels = cls.labels_of_config(name, config)
             hf_tokenizer = load_tokenizer(name)
-            model, info = _load_model(name, config, ignore_mismatched=False)
+            model, info = _load_model(cls.auto_model, name, config, ignore_mismatched=False)
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
-                f"{name}: weights lack {_few(missing)}; a teacher must be fine-tuned for token "
-                "classification ('xdistil teacher' does that)"
+                f"{name}: weights lack {_few(missing)}; a teacher must be fine-tuned for "
+                f"{cls.task} ('xdistil teacher' does that)"
             )
         check_finite(name, model)
         check_vocabulary(name, model, hf_tokenizer)
         model.eval().to(pick_device(device))
         return cls(model, hf_tokenizer, labels, config_json)
+
+    @classmethod
+    def labels_of_config(cls, name: str, config: transformers.PretrainedConfig) -> list[str]:
+        """Label names by id.
+
+        Raises:
+            ValueError: they are not of the kind that this teacher has.
+        """
+        labels = names_of_config(config)
+        try:
+            if labels and all(map(_UNNAMED.fullmatch, labels)):
+                raise ValueError(f"{labels[0]!r} is what transformers calls a label without a name")
+            validate_labels(labels)
+        except ValueError as error:
+            raise ValueError(
+                f"{name}: labels are not IOB2, nor plain tags ({error}); 'xdistil teacher' makes "
+                "such a model"
+            ) from None
+        return labels
 
     @property
     def device(self) -> torch.device:
@@ -220,14 +246,13 @@ class Teacher:
         pending = [0] * len(arrays)
         windows: list[tuple[int, int, int, int, int]] = []
         for index, ids in enumerate(arrays):
-            for window in _windows(len(ids), self.max_pieces):
+            for window in windows_of(len(ids), self.max_pieces):
                 windows.append((index, *window))
                 pending[index] += 1
         if progress is not None and (empty := pending.count(0)):
             progress(empty)
         windows.sort(key=lambda w: w[1] - w[2])  # longest first: too big a batch fails at once
-        if self.device.type == "cpu":
-            batch_tokens = min(batch_tokens, _CPU_TOKENS * torch.get_num_threads())
+        batch_tokens = self.batch_limit(batch_tokens)
         was_training = self.model.training
         self.model.eval()
         try:
@@ -252,6 +277,12 @@ class Teacher:
         finally:
             self.model.train(was_training)
         return results, states
+
+    def batch_limit(self, batch_tokens: int) -> int:
+        """Tokens of a padded batch, where the device is slower with more of them."""
+        if self.device.type != "cpu":
+            return batch_tokens
+        return min(batch_tokens, _CPU_TOKENS * torch.get_num_threads())
 
     def tag(self, alignment: Alignment, progress: Progress | None = None) -> list[list[str]]:
         """Most probable tag of every word of aligned sentences (that of its first piece)."""
@@ -334,7 +365,7 @@ class Teacher:
         return input_ids, mask
 
 
-def _windows(length: int, size: int) -> list[tuple[int, int, int, int]]:
+def windows_of(length: int, size: int) -> list[tuple[int, int, int, int]]:
     """Windows over ``length`` pieces: (start, stop, first kept, one past the last kept)."""
     if length <= size:
         return [(0, length, 0, length)] if length else []
@@ -423,10 +454,10 @@ def backend_of(hf_tokenizer: HFTokenizer) -> tokenizers.Tokenizer:
 
 
 def _load_model(
-    name: str, config: transformers.PretrainedConfig, *, ignore_mismatched: bool
+    auto_model: Any, name: str, config: transformers.PretrainedConfig, *, ignore_mismatched: bool
 ) -> tuple[Model, dict[str, Any]]:
     try:
-        model, info = transformers.AutoModelForTokenClassification.from_pretrained(
+        model, info = auto_model.from_pretrained(
             name,
             config=config,
             trust_remote_code=False,
@@ -439,8 +470,8 @@ def _load_model(
     return model, info
 
 
-def load_base(name: str, labels: Sequence[str]) -> Model:
-    """Load a base encoder with a head for ``labels``.
+def load_base(name: str, labels: Sequence[str], kind: type[Teacher] = Teacher) -> Model:
+    """Load a base encoder with a head for ``labels``, of the kind that a class of teachers has.
 
     The head is freshly drawn from torch's generator, unless the base has one for the very same
     labels.
@@ -454,10 +485,14 @@ def load_base(name: str, labels: Sequence[str]) -> Model:
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
-    model, info = _load_model(name, config, ignore_mismatched=True)
+    model, info = _load_model(kind.auto_model, name, config, ignore_mismatched=True)
     body = model.base_model_prefix + "."
     wrong = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
-    bad = sorted(key for key in wrong | set(info["missing_keys"]) if key.startswith(body))
+    bad = sorted(
+        key
+        for key in wrong | set(info["missing_keys"])
+        if key.startswith(body) and not key.startswith(body + _POOLER)
+    )
     if bad:
         raise ValueError(f"{name}: weights of the encoder are missing or misshapen: {_few(bad)}")
     if not same_head:
@@ -533,19 +568,10 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _labels_of_config(name: str, config: transformers.PretrainedConfig) -> list[str]:
+def names_of_config(config: transformers.PretrainedConfig) -> list[str]:
+    """Label names by id, empty where one is missing."""
     names = getattr(config, "id2label", None) or {}
-    labels = [str(names.get(i, "")) for i in range(len(names))]
-    try:
-        if labels and all(map(_UNNAMED.fullmatch, labels)):
-            raise ValueError(f"{labels[0]!r} is what transformers calls a label without a name")
-        validate_labels(labels)
-    except ValueError as error:
-        raise ValueError(
-            f"{name}: labels are not IOB2, nor plain tags ({error}); 'xdistil teacher' makes such "
-            "a model"
-        ) from None
-    return labels
+    return [str(names.get(i, "")) for i in range(len(names))]
 
 
 def _special_ids(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:

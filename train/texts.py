@@ -40,12 +40,12 @@ class Texts:
     augmenter: Callable[[], Augmenter] | None = None
 
     def __iter__(self) -> Iterator[Sentence]:
-        seen = {_fingerprint(s) for corpus in (*self.dev, *self.train) for s in corpus.sentences}
+        seen = {fingerprint(s) for corpus in (*self.dev, *self.train) for s in corpus.sentences}
         augmenter = None if self.augmenter is None else self.augmenter()
 
         def new(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
             for sentence in sentences:
-                mark = _fingerprint(sentence)
+                mark = fingerprint(sentence)
                 if mark not in seen:
                     seen.add(mark)
                     yield sentence
@@ -89,7 +89,7 @@ class Texts:
         return entries
 
 
-def _fingerprint(sentence: Sentence) -> int:
+def fingerprint(sentence: Sentence) -> int:
     """64 bits of a hash: a set of them costs a tenth of the texts."""
     joined = "".join(sentence.words or (sentence.text or "").split())
     joined = "".join(joined.split())

@@ -1,9 +1,11 @@
-"""Tag text with small BiLSTM(-CRF) students distilled from large models, in compiled code.
+"""Tag and classify text with small BiLSTM students of large models, in compiled code.
 
-    from xdistil_fast import Tagger
+    from xdistil_fast import Classifier, Tagger
 
     tagger = Tagger.from_pretrained("en-ner")
     tagger("Angela Merkel met Tim Cook in Berlin.")
+    classifier = Classifier.from_pretrained("classifier/")
+    classifier("A film one would gladly see again.")
 
 Inference needs NumPy, tokenizers and safetensors; `xdistil_fast.nn` and `xdistil_fast.train` need
 torch and are loaded only when imported.
@@ -16,17 +18,19 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xdistil_fast.classifier import Classifier
     from xdistil_fast.model_config import PRECISIONS
     from xdistil_fast.model_io import ModelError
     from xdistil_fast.tagger import Tagger
 
 _EXPORTS = {
+    "Classifier": "xdistil_fast.classifier",
     "ModelError": "xdistil_fast.model_io",
     "PRECISIONS": "xdistil_fast.model_config",
     "Tagger": "xdistil_fast.tagger",
 }
 
-__all__ = ["PRECISIONS", "ModelError", "Tagger", "__version__"]
+__all__ = ["PRECISIONS", "Classifier", "ModelError", "Tagger", "__version__"]
 
 
 def _check_extension() -> str:

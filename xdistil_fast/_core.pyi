@@ -65,7 +65,8 @@ _Matrix = npt.NDArray[np.float32] | tuple[npt.NDArray[np.int8], npt.NDArray[np.f
 
 class StudentWeights(metaclass=_pybind11_type):
     # bilstm: w_ih [4H, E], w_hh [4H, H] (a _Matrix), bias [4H], then those of the reverse;
-    # output: weight [C, 2H] (a _Matrix), bias [C]; table_ids: whose rows of the table are kept.
+    # output: weight [C, 2H] (a _Matrix), bias [C]; table_ids: whose rows of the table are kept;
+    # pooling: None scores every piece, "max", "mean" or "last" every text.
     def __init__(
         self,
         precision: str,
@@ -74,6 +75,7 @@ class StudentWeights(metaclass=_pybind11_type):
         output: tuple[_Matrix, npt.NDArray[np.float32]],
         table_ids: _Ints,
         threads: int = 0,
+        pooling: str | None = None,
     ) -> None: ...
     @property
     def precision(self) -> str: ...
@@ -89,6 +91,18 @@ def student_scores(
     ids: _Ints,
     cu_seqlens: _Ints,
     out: npt.NDArray[np.float32],
+    threads: int = 0,
+) -> None: ...
+
+# out [texts, C]. A sequence is a text, or a window of one: text t has the windows cu_windows[t] to
+# cu_windows[t + 1], of which the pieces cores[w, 0] to cores[w, 1] are pooled.
+def student_class_scores(
+    weights: StudentWeights,
+    ids: _Ints,
+    cu_seqlens: _Ints,
+    out: npt.NDArray[np.float32],
+    cu_windows: _Ints | None = None,
+    cores: _Ints | None = None,
     threads: int = 0,
 ) -> None: ...
 def quantize_rows(

@@ -19,6 +19,7 @@ from xdistil_fast import __version__
 
 _INFERENCE = {
     "tag": "xdistil_fast.commands.tag",
+    "classify": "xdistil_fast.commands.classify",
     "eval": "xdistil_fast.commands.eval",
     "quantize": "xdistil_fast.commands.quantize",
     "bench": "xdistil_fast.commands.bench",
@@ -103,7 +104,8 @@ def entry_point() -> NoReturn:
 def _parse(argv: list[str]) -> argparse.Namespace:
     command = next((arg for arg in argv if not arg.startswith("-")), None)
     parser = _Parser(
-        prog="xdistil", description="Tag text with small students distilled from large models."
+        prog="xdistil",
+        description="Tag and classify text with small students distilled from large models.",
     )
     parser.add_argument("--version", action="version", version=f"xdistil-fast {__version__}")
     known = [*_INFERENCE, *_TRAINING]

@@ -1,4 +1,4 @@
-"""Labels of words: their schemes, the moves these allow, and the spans they spell.
+"""Labels of words: their schemes, the moves they allow, the spans they spell; names of classes.
 
 Two schemes are known, told apart by the labels themselves (`scheme_of`):
 
@@ -116,6 +116,29 @@ def _validate_iob2(labels: Sequence[str]) -> None:
 def scheme_of(labels: Iterable[str]) -> Scheme:
     """Scheme of a list of labels, or of all tags of a text: IOB2 if one begins `B-` or `I-`."""
     return "IOB2" if any(label[:2] in ("B-", "I-") for label in labels) else "tags"
+
+
+def validate_classes(labels: Sequence[str]) -> None:
+    """Checks the class names of a text classifier: any strings, as long as they differ.
+
+    Args:
+        labels: name of each class id.
+
+    Raises:
+        ValueError: an item that is no string or only white space, one that UTF-8 cannot carry, a
+            repeat, or fewer than two.
+    """
+    seen: set[str] = set()
+    for index, label in enumerate(labels):
+        if not isinstance(label, str) or not label.strip():
+            raise ValueError(f"labels[{index}] is {label!r}; it must be a non-empty string")
+        if any("\ud800" <= char <= "\udfff" for char in label):
+            raise ValueError(f"labels[{index}] is {label!r}; lone surrogates are not allowed")
+        if label in seen:
+            raise ValueError(f"labels[{index}] {label!r} stands twice; labels must be distinct")
+        seen.add(label)
+    if len(seen) < 2:
+        raise ValueError(f"labels hold {len(seen)} class names; at least 2 are needed")
 
 
 def label_types(labels: Sequence[str]) -> list[str]:

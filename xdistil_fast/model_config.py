@@ -9,13 +9,18 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NoReturn
 
 from xdistil_fast import __version__
-from xdistil_fast.labels import validate_labels
+from xdistil_fast.labels import validate_classes, validate_labels
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 
-TASK = "token-classification"
+# A label for every word, or a class for every text; the field's names, and the Hub's.
+TOKEN_CLASSIFICATION = "token-classification"
+TEXT_CLASSIFICATION = "text-classification"
+TASKS = (TOKEN_CLASSIFICATION, TEXT_CLASSIFICATION)
 HEADS = ("softmax", "crf")
+# How a text classifier makes one state of the BiLSTM's states of a text.
+POOLINGS = ("max", "mean", "last")
 # How a student can run, and how its folder can store it.
 PRECISIONS = ("float32", "bfloat16", "int8")
 STORED_PRECISIONS = ("float32", "int8")
@@ -51,16 +56,18 @@ class ModelConfig:
     """What `config.json` holds.
 
     Attributes:
-        labels: C distinct labels, IOB2 or plain tags; position is the tag id.
+        labels: C distinct labels, IOB2 or plain tags, or class names of a text classifier; position
+            is the id.
         vocab_size: V, rows of the embedding table; every tokenizer id is below it.
         embedding_size: E, the BiLSTM's input size.
         hidden_size: H of each direction.
-        head: "softmax" or "crf".
+        head: "softmax" or "crf"; of a text classifier "softmax".
         window: most pieces of a text that the BiLSTM reads at once.
         stride: pieces that two neighbouring windows of a longer text share; below `window`.
         precision: how the weights are stored: "float32" (the embedding table perhaps in half
             precision) or "int8". Says also how the student runs unless told otherwise.
-        task: "token-classification".
+        task: "token-classification" or "text-classification".
+        pooling: "max", "mean" or "last" of a text classifier, else None, and then not in the file.
         lineage: where the model came from (teacher, data digests, seed, command); free.
         metrics: what was measured on it; free.
         library_version: version that wrote the folder.
@@ -78,7 +85,8 @@ class ModelConfig:
     window: int = 512
     stride: int = 128
     precision: str = "float32"
-    task: str = TASK
+    task: str = TOKEN_CLASSIFICATION
+    pooling: str | None = None
     lineage: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     library_version: str = __version__
@@ -95,8 +103,11 @@ class ModelConfig:
         Raises:
             ModelError: lineage or metrics hold what JSON cannot (NaN, objects).
         """
+        values = asdict(self)
+        if self.pooling is None:
+            del values["pooling"]
         try:
-            text = json.dumps(asdict(self), ensure_ascii=False, allow_nan=False, indent=2)
+            text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=2)
         except (TypeError, ValueError) as error:
             raise ModelError(f"lineage and metrics must be plain JSON values: {error}") from None
         return text + "\n"
@@ -154,7 +165,7 @@ def parse_config(text: str, where: str | os.PathLike[str] = CONFIG_FILE) -> Mode
     known = [item.name for item in fields(ModelConfig)]
     if unknown := sorted(set(raw) - set(known)):
         fail(where, f"unknown key {show(unknown[0])}; allowed are {', '.join(known)}")
-    if missing := [name for name in known if name not in raw]:
+    if missing := [name for name in known if name not in raw and name != "pooling"]:
         fail(where, f"key {missing[0]!r} is missing")
     try:
         return ModelConfig(**raw)
@@ -203,16 +214,27 @@ def _check_values(config: ModelConfig) -> None:
     need("format_version", config.format_version, int, "an integer")
     if config.format_version != FORMAT_VERSION:
         raise ModelError(f"format_version is {config.format_version}; allowed is {FORMAT_VERSION}")
-    for name, allowed in (("task", (TASK,)), ("head", HEADS), ("precision", STORED_PRECISIONS)):
+    for name, allowed in (("task", TASKS), ("head", HEADS), ("precision", STORED_PRECISIONS)):
         value = getattr(config, name)
         if type(value) is not str or value not in allowed:
             raise ModelError(f"{name} is {show(value)}; allowed: {', '.join(map(repr, allowed))}")
+    if config.task == TEXT_CLASSIFICATION:
+        if type(config.pooling) is not str or config.pooling not in POOLINGS:
+            allowed = ", ".join(map(repr, POOLINGS))
+            raise ModelError(f"pooling is {show(config.pooling)}; allowed: {allowed}")
+        if config.head != "softmax":
+            raise ModelError(f"head is {config.head!r}; of a text classifier allowed: 'softmax'")
+    elif config.pooling is not None:
+        raise ModelError(f"pooling is {show(config.pooling)}; only a text classifier has one")
     if not isinstance(config.labels, (list, tuple)):
         raise ModelError(f"labels is {show(config.labels)}; it must be a list of strings")
     if len(config.labels) > _MAX_LABELS:
         raise ModelError(f"labels has {len(config.labels)} items; at most {_MAX_LABELS} may be")
     try:
-        validate_labels(config.labels)
+        if config.task == TEXT_CLASSIFICATION:
+            validate_classes(config.labels)
+        else:
+            validate_labels(config.labels)
     except ValueError as error:
         raise ModelError(str(error)) from None
     for name, largest in _MAX.items():

@@ -1,4 +1,4 @@
-"""The student as it runs: packed weights, pieces to logits, logits to tags.
+"""The student as it runs: packed weights, pieces to logits, logits to tags or to classes.
 
 Everything that touches a number goes through the compiled kernels. They take each row's sums in
 one order whatever batch, tile or thread the row lands in, so a text tagged alone and the same text
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xdistil_fast import _core
 from xdistil_fast.labels import OUTSIDE, bio_constraints, scheme_of, split_label
-from xdistil_fast.model_config import PRECISIONS
+from xdistil_fast.model_config import PRECISIONS, TOKEN_CLASSIFICATION
 from xdistil_fast.model_io import ModelConfig
 from xdistil_fast.quantization import as_bytes, as_floats
 
@@ -54,6 +54,7 @@ def _pack(
         (weight(tensors, "output.weight"), tensors["output.bias"]),
         np.arange(table_rows, dtype=np.int32),
         threads,
+        config.pooling,
     )
 
 
@@ -105,6 +106,10 @@ class Student:
         row = _core.StudentWeights.table_row_nbytes(precision, config.hidden_size)
         self.table_rows = min(config.vocab_size, max_memory // row)
         self._weights = _pack(config, tensors, precision, self.table_rows, threads)
+        if config.task == TOKEN_CLASSIFICATION:
+            self._prepare_decoding(config, tensors)
+
+    def _prepare_decoding(self, config: ModelConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
         self._crf = config.head == "crf"
         start, transitions = bio_constraints(config.labels)
         end = np.zeros(len(config.labels), np.float32)
@@ -125,7 +130,7 @@ class Student:
     def logits(
         self, ids: NDArray[np.int32], cu_seqlens: NDArray[np.int32], max_pieces: int = MAX_PIECES
     ) -> Floats:
-        """Scores of every tag for every piece.
+        """Scores of every tag for every piece; of a student without pooling.
 
         Args:
             ids: int32 [total], below the vocabulary size.
@@ -154,6 +159,39 @@ class Student:
                 self._weights, ids[base:limit], bounds, out[base:limit], self.threads
             )
             begin = stop
+        return out
+
+    def class_logits(
+        self,
+        ids: NDArray[np.int32],
+        cu_seqlens: NDArray[np.int32],
+        cu_windows: NDArray[np.int32] | None = None,
+        cores: NDArray[np.int32] | None = None,
+    ) -> Floats:
+        """Scores of every class for every text; of a student with pooling.
+
+        A text is a sequence, or several: the windows in which it is read. Max and mean are then
+        taken over the cores of its windows as if they were one sequence, without any rounding in
+        between. A text without pieces has the pooled state 0, so its scores are the bias.
+
+        Args:
+            ids: int32 [total], below the vocabulary size.
+            cu_seqlens: int32 [W + 1], ascending from 0 to total; sequences may be empty.
+            cu_windows: int32 [B + 1], where texts begin among the sequences; None: each is a text.
+            cores: int32 [W, 2], first and one past the last of the pieces of each sequence that
+                are pooled; None: all.
+
+        Returns:
+            float32 [B, C].
+
+        Raises:
+            ValueError: an id out of range, or offsets that do not fit.
+        """
+        texts = len(cu_seqlens if cu_windows is None else cu_windows) - 1
+        out = np.empty((max(texts, 0), len(self.config.labels)), np.float32)
+        _core.student_class_scores(
+            self._weights, ids, cu_seqlens, out, cu_windows, cores, self.threads
+        )
         return out
 
     @property

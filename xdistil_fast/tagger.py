@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, overload
+from typing import TypedDict, overload
 
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from xdistil_fast import _core
 from xdistil_fast import labels as iob
-from xdistil_fast.model_io import (
-    ModelConfig,
-    Tensors,
-    count_parameters,
-    load_folder,
-    load_tokenizer,
-    resolve_model,
+from xdistil_fast.model_config import TOKEN_CLASSIFICATION
+from xdistil_fast.student import MAX_PIECES, Floats, Ints
+from xdistil_fast.text_model import (
+    TextModel,
+    batches,
+    check_stream,
+    check_texts,
+    check_truncation,
 )
-from xdistil_fast.student import MAX_PIECES, Floats, Ints, Student
-from xdistil_fast.tokenization import Encoded, TextEncoder, plan_windows
+from xdistil_fast.tokenization import Encoded, read_in_windows
 
-# A word piece is about four characters long in most languages; only the size of a batch hangs on
-# it, and the kernels take a batch in parts anyway.
-_CHARS_PER_PIECE = 4
 _PIECES_PER_WORD = 2
-TRUNCATIONS = ("window", "error")
 
 
 class Entity(TypedDict):
@@ -61,107 +55,27 @@ class Tagged:
         return len(self.encoded.ids)
 
 
-class Tagger:
+class Tagger(TextModel):
     """Finds entities with a distilled student.
 
     Use `Tagger.from_pretrained`. One object serves any number of Python threads. Results are the
     same, bit for bit, whether a text comes alone or among others and whatever `threads` is.
-
-    Args:
-        config: of the model.
-        tensors: arrays as `config.tensor_shapes()`.
-        tokenizer: its ids below `config.vocab_size`; must not be changed afterwards.
-        threads: kernel threads; 0 is every core the process may use, 1 stays in the caller's.
-        precision: "float32", "bfloat16" or "int8"; None is what the model is stored in.
-        max_memory: bytes that the input table may take; None is 256 MiB (see `Student`).
-        name: shown by `repr`.
-        digest: SHA-256 of the weights, "" if not known.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        tensors: Tensors,
-        tokenizer: Tokenizer,
-        *,
-        threads: int = 0,
-        precision: str | None = None,
-        max_memory: int | None = None,
-        name: str = "",
-        digest: str = "",
-    ) -> None:
-        self.config = config
-        self.name = name
-        self.digest = digest
-        self._tensors = tensors
-        self._tokenizer = tokenizer
-        self._student = Student(config, tensors, threads, precision, max_memory)
-        self._encoder = TextEncoder(tokenizer, threads)
-        self._names = config.labels
-        self._plain = iob.scheme_of(config.labels) == "tags"
-        # Of plain tags each word is an entity of its own, which is what B- says.
-        self._groups = tuple(
-            f"B-{name}" if self._plain and name != iob.OUTSIDE else name for name in config.labels
+    task = TOKEN_CLASSIFICATION
+
+    @functools.cached_property
+    def _plain(self) -> bool:
+        """Whether the labels are plain tags of words."""
+        return iob.scheme_of(self.config.labels) == "tags"
+
+    @functools.cached_property
+    def _groups(self) -> tuple[str, ...]:
+        """Labels by which words are joined: a plain tag is an entity of its own, as B- says."""
+        return tuple(
+            f"B-{name}" if self._plain and name != iob.OUTSIDE else name
+            for name in self.config.labels
         )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | os.PathLike[str],
-        threads: int = 0,
-        revision: str | None = None,
-        *,
-        precision: str | None = None,
-        max_memory: int | None = None,
-    ) -> Tagger:
-        """Loads a model.
-
-        Args:
-            name_or_path: a model folder, the name of an embedded model ("en-ner"), or a Hub id
-                ("owner/name"); looked for in that order.
-            threads: kernel threads; 0 is every core the process may use.
-            revision: branch, tag or commit of a Hub id.
-            precision: "float32", "bfloat16" or "int8"; None is what the model is stored in. "int8"
-                is the fastest and moves few tags; `xdistil quantize` measures how few.
-            max_memory: bytes that the input table may take; None is 256 MiB. Changes speed and
-                memory, never a result.
-
-        Raises:
-            ModelError: (a ValueError) not found, or not a model this version can run.
-            TypeError: an argument of another type.
-            ValueError: an argument out of its range.
-        """
-        folder = load_folder(resolve_model(name_or_path, revision))
-        return cls(
-            folder.config,
-            folder.tensors,
-            folder.tokenizer,
-            threads=threads,
-            precision=precision,
-            max_memory=max_memory,
-            name=os.fspath(name_or_path),
-            digest=folder.digest,
-        )
-
-    @property
-    def labels(self) -> list[str]:
-        """Labels by tag id: IOB2, or plain tags."""
-        return list(self.config.labels)
-
-    @property
-    def threads(self) -> int:
-        """Kernel threads; 0 is every core the process may use."""
-        return self._student.threads
-
-    @property
-    def precision(self) -> str:
-        """What the kernels compute in: "float32", "bfloat16" or "int8"."""
-        return self._student.precision
-
-    @property
-    def parameters(self) -> int:
-        """Number of trained values."""
-        return count_parameters(self._tensors)
 
     def __repr__(self) -> str:
         config = self.config
@@ -170,12 +84,6 @@ class Tagger:
             f"Tagger({self.name!r}, types=[{types}], {config.embedding_size}x{config.hidden_size} "
             f"{config.head}, {config.vocab_size} pieces, {self.precision}, threads={self.threads})"
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles by value, so that a worker on another machine needs no folder."""
-        options = (self.threads, self.precision, self._student.max_memory)
-        state = (self.config, self._tensors, self._tokenizer.to_str(), *options)
-        return _rebuild, (*state, self.name, self.digest)
 
     @overload
     def __call__(self, texts: str, *, truncation: str = ...) -> list[Entity]: ...
@@ -204,15 +112,9 @@ class Tagger:
             ValueError: another `truncation`, or a text too long for "error".
         """
         if isinstance(texts, str):
-            _check_truncation(truncation)
+            check_truncation(truncation)
             return self.entities([texts], self.tag_batch([texts], truncation=truncation))[0]
-        if not isinstance(texts, (list, tuple)):
-            raise TypeError(
-                f"texts is {type(texts).__name__}; it must be a string or a list of strings "
-                "(use pipe for other iterables)"
-            )
-        for index, text in enumerate(texts):
-            _check_text(text, index)
+        check_texts(texts)
         return list(self.pipe(texts, truncation=truncation))
 
     def pipe(
@@ -237,32 +139,14 @@ class Tagger:
         Raises:
             TypeError, ValueError: as for a call; for a text when its turn comes.
         """
-        if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
-            kind = type(texts).__name__
-            raise TypeError(f"texts is {kind}; pipe takes an iterable of strings")
-        if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int):
-            raise TypeError(f"batch_tokens is {batch_tokens!r}; it must be an int")
-        if batch_tokens < 1:
-            raise ValueError(f"batch_tokens is {batch_tokens}; it must be at least 1")
-        _check_truncation(truncation)
+        check_stream(texts, batch_tokens, truncation)
         return self._pipe(texts, batch_tokens, truncation)
 
     def _pipe(
         self, texts: Iterable[str], batch_tokens: int, truncation: str
     ) -> Iterator[list[Entity]]:
-        batch: list[str] = []
-        size = done = 0
-        for index, text in enumerate(texts):
-            _check_text(text, index)
-            batch.append(text)
-            size += 1 + len(text) // _CHARS_PER_PIECE
-            if size >= batch_tokens:
-                tagged = self.tag_batch(batch, truncation, batch_tokens, offset=done)
-                yield from self.entities(batch, tagged)
-                done += len(batch)
-                batch, size = [], 0
-        if batch:
-            tagged = self.tag_batch(batch, truncation, batch_tokens, offset=done)
+        for batch, offset in batches(texts, batch_tokens):
+            tagged = self.tag_batch(batch, truncation, batch_tokens, offset=offset)
             yield from self.entities(batch, tagged)
 
     def tag_words(
@@ -282,7 +166,7 @@ class Tagger:
             TypeError: anything but lists of lists of strings.
             ValueError: as for a call.
         """
-        _check_truncation(truncation)
+        check_truncation(truncation)
         _check_sentences(sentences)
         out: list[list[str]] = []
         begin = size = 0
@@ -310,8 +194,8 @@ class Tagger:
         _check_sentences(sentences)
         encoded = self._encoder.encode_words(sentences)
         pieces = self._student.probabilities(self._logits(encoded, MAX_PIECES), encoded.cu_pieces)
-        certain = np.zeros(len(self._names), np.float32)
-        certain[self._names.index(iob.OUTSIDE)] = 1
+        certain = np.zeros(len(self.config.labels), np.float32)
+        certain[self.config.labels.index(iob.OUTSIDE)] = 1
         out = []
         for index, words in enumerate(sentences):
             begin, stop = encoded.cu_words[index], encoded.cu_words[index + 1]
@@ -394,9 +278,10 @@ class Tagger:
         )
         words = list(zip(starts.tolist(), ends.tolist(), tagged.tags.tolist(), strict=True))
         out: list[list[tuple[str, str]]] = []
+        names = self.config.labels
         for index, text in enumerate(texts):
             mine = words[encoded.cu_words[index] : encoded.cu_words[index + 1]]
-            row = [(text[start:end], self._names[tag]) for start, end, tag in mine if start < end]
+            row = [(text[start:end], names[tag]) for start, end, tag in mine if start < end]
             if not self._plain:
                 repaired = iob.repair([tag for _, tag in row])
                 row = [(word, tag) for (word, _), tag in zip(row, repaired, strict=True)]
@@ -410,9 +295,9 @@ class Tagger:
         out: list[list[str]] = []
         for index, words in enumerate(sentences):
             begin, stop = cu_words[index], cu_words[index + 1]
-            row = [iob.outside_of(self._names)] * len(words)
+            row = [iob.outside_of(self.config.labels)] * len(words)
             for at in range(begin, stop):
-                row[positions[at]] = self._names[tags[at]]
+                row[positions[at]] = self.config.labels[tags[at]]
             # A word without pieces is `O` between its neighbours, which may cut an entity.
             whole = self._plain or stop - begin == len(words)
             out.append(row if whole else iob.repair(row))
@@ -423,63 +308,12 @@ class Tagger:
         cu_pieces, window = encoded.cu_pieces, self.config.window
         if not (np.diff(cu_pieces) > window).any():
             return self._student.logits(encoded.ids, cu_pieces, max_pieces)
-        read: list[NDArray[np.int64]] = []
-        keep: list[NDArray[np.int64]] = []
-        lengths: list[int] = []
-        total = 0
-        for index in range(len(cu_pieces) - 1):
-            base = int(cu_pieces[index])
-            starts = encoded.first[encoded.cu_words[index] : encoded.cu_words[index + 1]] - base
-            length = int(cu_pieces[index + 1]) - base
-            for part in plan_windows(length, window, self.config.stride, starts):
-                read.append(np.arange(base + part.start, base + part.stop))
-                keep.append(np.arange(part.core_start, part.core_stop) - part.start + total)
-                lengths.append(part.stop - part.start)
-                total += lengths[-1]
-        cu_seqlens = np.zeros(len(lengths) + 1, np.int32)
-        np.cumsum(lengths, out=cu_seqlens[1:])
-        ids = encoded.ids[np.concatenate(read)]
-        return self._student.logits(ids, cu_seqlens, max_pieces)[np.concatenate(keep)]
-
-    def _check_lengths(self, encoded: Encoded, offset: int) -> None:
-        lengths = np.diff(encoded.cu_pieces)
-        for index in np.flatnonzero(lengths > self.config.window)[:1].tolist():
-            raise ValueError(
-                f"texts[{offset + index}] has {lengths[index]} pieces; truncation='error' allows "
-                f"at most {self.config.window} (truncation='window' reads any length)"
-            )
-
-
-def _rebuild(
-    config: ModelConfig,
-    tensors: Tensors,
-    tokenizer_json: str,
-    threads: int,
-    precision: str,
-    max_memory: int,
-    name: str,
-    digest: str,
-) -> Tagger:
-    return Tagger(
-        config,
-        tensors,
-        load_tokenizer(tokenizer_json, config.vocab_size),
-        threads=threads,
-        precision=precision,
-        max_memory=max_memory,
-        name=name,
-        digest=digest,
-    )
-
-
-def _check_truncation(truncation: object) -> None:
-    if truncation not in TRUNCATIONS:
-        raise ValueError(f"truncation is {truncation!r}; allowed: 'window', 'error'")
-
-
-def _check_text(text: object, index: int) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"texts[{index}] is {type(text).__name__}; it must be a string")
+        windows = read_in_windows(encoded, window, self.config.stride)
+        logits = self._student.logits(encoded.ids[windows.read], windows.cu_seqlens, max_pieces)
+        keep = np.zeros(len(logits), bool)
+        for start, stop in windows.cores.tolist():
+            keep[start:stop] = True
+        return logits[keep]
 
 
 def _check_sentences(sentences: object) -> None:

@@ -71,6 +71,24 @@ class Window:
     core_stop: int
 
 
+@dataclass(frozen=True)
+class Windows:
+    """How N texts are read in W windows.
+
+    Attributes:
+        read: int64 [total], the pieces of all windows.
+        cu_seqlens: int32 [W + 1], where each window begins in `read`.
+        cu_windows: int32 [N + 1], where each text's windows begin.
+        cores: int32 [W, 2], first and one past the last entry of `read` that is kept of each
+            window; every piece of a text is kept once.
+    """
+
+    read: NDArray[np.int64]
+    cu_seqlens: NDArray[np.int32]
+    cu_windows: NDArray[np.int32]
+    cores: NDArray[np.int32]
+
+
 class TextEncoder:
     """Turns batches of texts into ragged pieces.
 
@@ -201,6 +219,29 @@ def plan_windows(
         core_stop = _word_at_or_before(word_starts, stop - right, core)
         out.append(Window(start, _word_at_or_before(word_starts, stop, core_stop), core, core_stop))
         core = core_stop
+
+
+def read_in_windows(encoded: Encoded, window: int, stride: int) -> Windows:
+    """`plan_windows` for every text of a batch; a short text is one window, an empty one none."""
+    cu_pieces, cu_words = encoded.cu_pieces.tolist(), encoded.cu_words.tolist()
+    read: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    cores: list[tuple[int, int]] = []
+    cu_seqlens, cu_windows = [0], [0]
+    for index in range(len(cu_pieces) - 1):
+        base = cu_pieces[index]
+        starts = encoded.first[cu_words[index] : cu_words[index + 1]] - base
+        for part in plan_windows(cu_pieces[index + 1] - base, window, stride, starts):
+            shift = cu_seqlens[-1] - part.start
+            read.append(np.arange(base + part.start, base + part.stop))
+            cores.append((part.core_start + shift, part.core_stop + shift))
+            cu_seqlens.append(part.stop + shift)
+        cu_windows.append(len(cores))
+    return Windows(
+        np.concatenate(read),
+        np.array(cu_seqlens, np.int32),
+        np.array(cu_windows, np.int32),
+        np.array(cores, np.int32).reshape(-1, 2),
+    )
 
 
 def _word_at_or_after(word_starts: NDArray[np.int64], piece: int, limit: int) -> int:

@@ -98,18 +98,19 @@ inline void check_no_overlap(const std::vector<Named>& outputs, const std::vecto
   }
 }
 
-// cu_seqlens [B + 1] int32: starts at 0, never descends, ends at total.
-inline In<int32_t> cu_seqlens_input(const py::handle& object, int64_t total) {
-  In<int32_t> cu(object, "cu_seqlens", {kAny});
+// cu_seqlens [B + 1] int32: starts at 0, never descends, ends at total. `name` and `rows` are for
+// messages: what the array is, and what it counts.
+inline In<int32_t> cu_seqlens_input(const py::handle& object, int64_t total,
+                                    const char* name = "cu_seqlens", const char* rows = "rows") {
+  In<int32_t> cu(object, name, {kAny});
   const int64_t n = cu.dim(0);
-  XDF_CHECK(n >= 1,
-            "cu_seqlens: is empty, must have one element more than the batch has sequences");
-  XDF_CHECK(cu.data()[0] == 0, "cu_seqlens: starts with ", cu.data()[0], ", must start with 0");
+  XDF_CHECK(n >= 1, name, ": is empty, must have one element more than the batch has sequences");
+  XDF_CHECK(cu.data()[0] == 0, name, ": starts with ", cu.data()[0], ", must start with 0");
   for (int64_t b = 1; b < n; ++b)
-    XDF_CHECK(cu.data()[b] >= cu.data()[b - 1], "cu_seqlens: descends at position ", b, " (",
+    XDF_CHECK(cu.data()[b] >= cu.data()[b - 1], name, ": descends at position ", b, " (",
               cu.data()[b - 1], " to ", cu.data()[b], "), must ascend");
-  XDF_CHECK(cu.data()[n - 1] == total, "cu_seqlens: ends with ", cu.data()[n - 1],
-            ", must end with the number of rows, ", total);
+  XDF_CHECK(cu.data()[n - 1] == total, name, ": ends with ", cu.data()[n - 1],
+            ", must end with the number of ", rows, ", ", total);
   return cu;
 }
 

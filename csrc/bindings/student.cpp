@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -33,6 +34,14 @@ const char* name_of(Precision precision) {
     default:
       return "int8";
   }
+}
+
+Pooling pooling_of(const std::optional<std::string>& name) {
+  if (!name) return Pooling::kNone;
+  if (*name == "max") return Pooling::kMax;
+  if (*name == "mean") return Pooling::kMean;
+  if (*name == "last") return Pooling::kLast;
+  fail("pooling: got '", *name, "', must be 'max', 'mean', 'last' or None");
 }
 
 struct PyStudentWeights {
@@ -78,9 +87,11 @@ struct DirectionArrays {
 
 PyStudentWeights make(const std::string& precision_name, const py::object& embedding,
                       const py::sequence& bilstm, const py::sequence& output,
-                      const py::object& table_ids, int threads) {
+                      const py::object& table_ids, int threads,
+                      const std::optional<std::string>& pooling_name) {
   checked_threads(threads);
   const Precision precision = precision_of(precision_name);
+  const Pooling pooling = pooling_of(pooling_name);
   const In<float> table(embedding, "embedding", {kAny, kAny});
   const int64_t V = table.dim(0), E = table.dim(1);
   XDF_CHECK(V > 0 && V < kMaxIds && E > 0 && E <= kMaxSize, "embedding: has shape [", V, ", ", E,
@@ -112,22 +123,62 @@ PyStudentWeights make(const std::string& precision_name, const py::object& embed
       table.data(), forward.view(), reverse.view(),
       StudentWeights::Output{static_cast<int>(C), weight.float_data(), weight.int8_data(),
                              weight.scales_data(), bias.data()},
-      ids.data(), ids.dim(0), threads);
+      pooling, ids.data(), ids.dim(0), threads);
   return made;
 }
 
 void scores(const PyStudentWeights& self, const py::object& ids, const py::object& cu_seqlens,
             const py::object& out, int threads) {
   checked_threads(threads);
+  XDF_CHECK(self.weights->pooling() == Pooling::kNone,
+            "weights: have a pooling, must have none; student_class_scores takes these");
   const In<int32_t> ids_in(ids, "ids", {kAny});
   const In<int32_t> cu = cu_seqlens_input(cu_seqlens, ids_in.dim(0));
-  Out<float> out_view(out, "out", {ids_in.dim(0), self.weights->num_tags()});
+  Out<float> out_view(out, "out", {ids_in.dim(0), self.weights->num_labels()});
   check_no_overlap(out_view.array, "out", self.embedding, "embedding");
   check_ids(ids_in, "ids", self.weights->bilstm().sizes().vocab_size);
   float* out_data = out_view.data();
   const py::gil_scoped_release release;
   self.weights->forward(ids_in.data(), cu.data(), static_cast<int>(cu.dim(0) - 1), out_data,
                         threads);
+}
+
+void class_scores(const PyStudentWeights& self, const py::object& ids, const py::object& cu_seqlens,
+                  const py::object& out, const py::object& cu_windows, const py::object& cores,
+                  int threads) {
+  checked_threads(threads);
+  XDF_CHECK(self.weights->pooling() != Pooling::kNone,
+            "weights: have no pooling, must have one; student_scores takes these");
+  const In<int32_t> ids_in(ids, "ids", {kAny});
+  const In<int32_t> cu = cu_seqlens_input(cu_seqlens, ids_in.dim(0));
+  const int64_t windows = cu.dim(0) - 1;
+  XDF_CHECK(cu_windows.is_none() == cores.is_none(), "cu_windows: must be given with cores");
+  std::vector<int32_t> own_windows, own_cores;
+  std::optional<In<int32_t>> windows_in, cores_in;
+  StudentWeights::Texts texts;
+  if (cores.is_none()) {  // a sequence, a text
+    own_windows.resize(static_cast<size_t>(windows) + 1);
+    std::iota(own_windows.begin(), own_windows.end(), 0);
+    for (int64_t w = 0; w < windows; ++w)
+      own_cores.insert(own_cores.end(), {cu.data()[w], cu.data()[w + 1]});
+    texts = {own_windows.data(), own_cores.data(), static_cast<int>(windows)};
+  } else {
+    windows_in.emplace(cu_seqlens_input(cu_windows, windows, "cu_windows", "windows"));
+    cores_in.emplace(cores, "cores", std::vector<int64_t>{windows, 2});
+    texts = {windows_in->data(), cores_in->data(), static_cast<int>(windows_in->dim(0) - 1)};
+    for (int64_t w = 0; w < windows; ++w) {
+      const int32_t *core = texts.cores + 2 * w, *bounds = cu.data() + w;
+      XDF_CHECK(bounds[0] <= core[0] && core[0] <= core[1] && core[1] <= bounds[1], "cores: has [",
+                core[0], ", ", core[1], "] at position ", w, ", must ascend within its window, [",
+                bounds[0], ", ", bounds[1], "]");
+    }
+  }
+  Out<float> out_view(out, "out", {texts.count, self.weights->num_labels()});
+  check_no_overlap(out_view.array, "out", self.embedding, "embedding");
+  check_ids(ids_in, "ids", self.weights->bilstm().sizes().vocab_size);
+  float* out_data = out_view.data();
+  const py::gil_scoped_release release;
+  self.weights->classify(ids_in.data(), cu.data(), texts, out_data, threads);
 }
 
 void quantize(const py::object& weight, const py::object& out, const py::object& scales) {
@@ -160,7 +211,7 @@ void register_student(py::module_& m) {
   using namespace py::literals;
   py::class_<PyStudentWeights>(m, "StudentWeights")
       .def(py::init(&make), "precision"_a, "embedding"_a, "bilstm"_a, "output"_a, "table_ids"_a,
-           "threads"_a = 0)
+           "threads"_a = 0, "pooling"_a = py::none())
       .def_property_readonly(
           "precision",
           [](const PyStudentWeights& w) { return name_of(w.weights->bilstm().precision()); })
@@ -178,6 +229,8 @@ void register_student(py::module_& m) {
           },
           "precision"_a, "hidden_size"_a);
   m.def("student_scores", &scores, "weights"_a, "ids"_a, "cu_seqlens"_a, "out"_a, "threads"_a = 0);
+  m.def("student_class_scores", &class_scores, "weights"_a, "ids"_a, "cu_seqlens"_a, "out"_a,
+        "cu_windows"_a = py::none(), "cores"_a = py::none(), "threads"_a = 0);
   m.def("quantize_rows", &quantize, "weight"_a, "out"_a, "scales"_a);
   m.def("valid_int8_rows", &valid_rows, "weight"_a);
 }

@@ -1,10 +1,12 @@
-// A student as it runs: token ids to the scores of every tag.
+// A student as it runs: token ids to the scores of every tag for each token, or of every class for
+// each text.
 #pragma once
 
 #include <optional>
 
 #include "cpu/bilstm.h"
 #include "cpu/bilstm_tokens.h"
+#include "cpu/pooling.h"
 
 namespace xdf {
 
@@ -12,32 +14,46 @@ class StudentWeights {
  public:
   // [C, 2H] and [C]. kInt8 has bytes as quantize_rows makes them, with the scales of their rows.
   struct Output {
-    int num_tags;
+    int num_labels;
     const float* weight;        // null for kInt8
     const int8_t* weight_int8;  // for kInt8, else null
     const float* scales;
     const float* bias;
   };
 
+  // Texts cut into windows, which are the sequences that the BiLSTM reads.
+  struct Texts {
+    const int32_t* cu_windows;  // [count + 1] where each text's windows start; a text may have none
+    const int32_t* cores;       // [windows, 2] first and one past the last of the pieces pooled
+    int count;
+  };
+
   // The other arguments are TokenBiLstm's.
   StudentWeights(Precision precision, const TokenBiLstm::Sizes& sizes, const float* embedding,
                  const TokenBiLstm::Direction& forward, const TokenBiLstm::Direction& reverse,
-                 const Output& output, const int32_t* table_ids, int64_t table_size, int threads);
+                 const Output& output, Pooling pooling, const int32_t* table_ids,
+                 int64_t table_size, int threads);
 
   const TokenBiLstm& bilstm() const { return bilstm_; }
-  int num_tags() const { return num_tags_; }
+  int num_labels() const { return num_labels_; }
+  Pooling pooling() const { return pooling_; }
   // Of all packed weights, without the table.
   size_t nbytes() const;
 
-  // scores [total, C] of ids [total], each below V.
+  // scores [total, C] of ids [total], each below V; of a student without pooling.
   void forward(const int32_t* ids, const int32_t* cu_seqlens, int batch, float* scores,
                int threads) const;
+  // scores [texts, C] of a student with pooling. That of a text without pieces is the bias.
+  void classify(const int32_t* ids, const int32_t* cu_seqlens, const Texts& texts, float* scores,
+                int threads) const;
 
  private:
   TokenBiLstm bilstm_;
   const InferenceTable& inference_;
-  int num_tags_;
-  std::optional<LinearWeights<float>> output_;  // unless kInt8
+  Pooling pooling_;
+  int num_labels_;
+  // Unless kInt8 without pooling. Of a pooled state there is one a text: nothing to gain in bytes.
+  std::optional<LinearWeights<float>> output_;
   PackedInt8 int8_output_;
   AlignedBuffer<float> int8_bias_;
 };

@@ -15,7 +15,7 @@ import pytest
 
 from xdistil_fast import Tagger
 from xdistil_fast.cli import main
-from xdistil_fast.commands import sink, tag
+from xdistil_fast.commands import sink, stream
 from xdistil_fast.commands.records import RecordReader
 
 
@@ -58,7 +58,7 @@ def objects(data: bytes) -> list[Any]:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tag, "_CHARS_PER_BATCH", 300)
+    monkeypatch.setattr(stream, "_CHARS_PER_BATCH", 300)
 
 
 # Formats
@@ -236,7 +236,7 @@ def test_mend_and_go_on(run: Any, small_batches: None, lines: list[str]) -> None
     status, _, err = run("in.txt", "-o", "out.jsonl")
     assert status == 2
     assert f"line {len(lines) + 1}: byte 0xff" in err
-    assert "what was tagged is kept" in err
+    assert "what was done is kept" in err
     kept = Path("out.jsonl.part").read_bytes()
     assert kept.count(b"\n") == len(lines)
     os.link("out.jsonl.part", "part")
@@ -332,7 +332,7 @@ def test_ctrl_c(
         status, _, err = run("in.txt", "-o", "out")
     assert status == 130
     assert err.count("\n") == 1
-    assert "interrupted; what was tagged is kept" in err
+    assert "interrupted; what was done is kept" in err
     assert run("in.txt", "-o", "out")[0] == 0
     assert Path("out").read_bytes() == expected
 
@@ -347,7 +347,7 @@ def test_full_disk(
         status, _, err = run("in.txt", "-o", "out")
     assert status == 2
     assert err.count("\n") == 1
-    assert "out.part: No space left on device; what was tagged is kept" in err
+    assert "out.part: No space left on device; what was done is kept" in err
     assert run("in.txt", "-o", "out")[0] == 0
     assert Path("out").read_bytes() == expected
 
@@ -527,7 +527,7 @@ def test_stopped_half_way(start: Any, run: Any, sentences: tuple[str, ...], how:
     _, err = process.communicate()
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     if how == signal.SIGINT:
-        assert err.decode().startswith("xdistil: error: interrupted; what was tagged is kept")
+        assert err.decode().startswith("xdistil: error: interrupted; what was done is kept")
         assert err.count(b"\n") == 1
     assert not Path("out").exists()
     position = json.loads(Path("out.part.json").read_text())

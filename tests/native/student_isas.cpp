@@ -73,6 +73,7 @@ struct Student {
             reverse.view(int8),
             {kTags, int8 ? nullptr : output.floats.data(), int8 ? output.bytes.data() : nullptr,
              int8 ? output.scales.data() : nullptr, bias.data()},
+            xdf::Pooling::kNone,
             table_ids.data(),
             static_cast<int64_t>(table_ids.size()),
             1};

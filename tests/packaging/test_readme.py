@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 _COMMANDS = {
     "tag": "xdistil_fast.commands.tag",
+    "classify": "xdistil_fast.commands.classify",
     "eval": "xdistil_fast.commands.eval",
     "quantize": "xdistil_fast.commands.quantize",
     "bench": "xdistil_fast.commands.bench",

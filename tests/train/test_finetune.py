@@ -182,17 +182,17 @@ def test_best_epoch_is_what_is_saved(
 ) -> None:
     snapshots: list[dict[str, torch.Tensor]] = []
     scores = iter([10.0, 30.0, 30.0])
-    real = finetune._Run._evaluate
+    real = finetune.TrainingRun._evaluate
 
     class Fake:
         def __init__(self, inner: Scores) -> None:
             self.f1, self.to_dict = next(scores), inner.to_dict
 
-    def evaluate(self: finetune._Run) -> Any:
+    def evaluate(self: finetune.TrainingRun) -> Any:
         snapshots.append({k: v.clone() for k, v in self.model.state_dict().items()})
         return Fake(real(self)[0]), {}
 
-    monkeypatch.setattr(finetune._Run, "_evaluate", evaluate)
+    monkeypatch.setattr(finetune.TrainingRun, "_evaluate", evaluate)
     record = fine_tune(base, *corpora, tmp_path / "t", SETTINGS, progress=False)
     assert record["metrics"]["best_epoch"] == 2  # the earlier of two equals
     saved = Teacher.from_pretrained(tmp_path / "t", device="cpu").model.state_dict()
@@ -457,7 +457,7 @@ def test_long_sentences_are_split_not_cut(
     base: Path, corpora: tuple[list[Corpus], list[Corpus]], tmp_path: Path
 ) -> None:
     long = corpus(tmp_path, "long.conll", TRAIN.replace("\n\n", "\n") * 3)
-    run = finetune._Run(
+    run = finetune.TrainingRun(
         Teacher(
             transformers.AutoModelForTokenClassification.from_pretrained(base, num_labels=5),
             transformers.AutoTokenizer.from_pretrained(base),

@@ -56,8 +56,12 @@ def parse(argv: list[str]) -> Any:
     return cli._parse(argv)
 
 
-@pytest.mark.parametrize("recipe", ["en-ner.sh", "conll2003-en.sh"])
-def test_every_command_is_one_that_exists(tmp_path: Path, recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "scores"), [("en-ner.sh", 6), ("conll2003-en.sh", 6), ("en-sentiment.sh", 2)]
+)
+def test_every_command_is_one_that_exists(tmp_path: Path, recipe: str, scores: int) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "reviews.txt").write_text("A film .\n")  # as of an earlier run
     done, commands = follow(tmp_path, recipe, "data", str(tmp_path / "out"), BASE="some/base")
     assert done.returncode == 0, done.stderr
     parsed = [parse(argv) for argv in commands]
@@ -77,7 +81,7 @@ def test_every_command_is_one_that_exists(tmp_path: Path, recipe: str) -> None:
     made = {str(args.output) for args in parsed if args.command != "eval"}
     assert evaluated == made - improved
     figures = [str(args.json) for args in parsed if args.command == "eval"]
-    assert len(set(figures)) == len(figures) == 6
+    assert len(set(figures)) == len(figures) == scores
 
 
 def test_en_ner_maps_types_and_trains_on_what_may_be_published(tmp_path: Path) -> None:
@@ -105,7 +109,24 @@ def test_a_model_that_is_too_large_stops_the_recipe(tmp_path: Path) -> None:
     assert [argv[0] for argv in commands] == ["teacher", "distill", "quantize"]
 
 
-@pytest.mark.parametrize("recipe", ["en-ner.sh", "conll2003-en.sh"])
+def test_en_sentiment_has_sentences_of_reviews(tmp_path: Path) -> None:
+    """Split, each once, so many of each file; none of the labels is read."""
+    (tmp_path / "data" / "imdb").mkdir(parents=True)
+    raw = "It is good. So is Mr. Bean for the third time! Is it not? Too short."
+    (tmp_path / "data" / "imdb" / "unlabeled.txt").write_text(raw + "\n")
+    row = {"text": "Bad from start to end. It is good. Nobody should see it.", "label": "neg"}
+    (tmp_path / "data" / "imdb" / "train.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / "out"
+    _, commands = follow(
+        tmp_path, "en-sentiment.sh", str(tmp_path / "data"), str(out), PYTHON=sys.executable,
+        TRANSFER="imdb/unlabeled.txt imdb/train.jsonl", SENTENCES="2",
+    )  # fmt: skip
+    lines = (out / "reviews.txt").read_text().splitlines()
+    assert lines == ["Bean for the third time!", "Bad from start to end.", "Nobody should see it."]
+    assert parse(commands[1]).transfer == [str(out / "reviews.txt")]
+
+
+@pytest.mark.parametrize("recipe", ["en-ner.sh", "conll2003-en.sh", "en-sentiment.sh"])
 def test_usage(tmp_path: Path, recipe: str) -> None:
     done, commands = follow(tmp_path, recipe, "data")
     assert done.returncode == 2

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from xdistil_fast.model_config import POOLINGS
 from xdistil_fast.train import runs
 from xdistil_fast.train.commands.report import write_html
 from xdistil_fast.train.config import (
@@ -18,6 +19,7 @@ from xdistil_fast.train.config import (
     LOGIT_LOSSES,
     REPRESENTATION_LOSSES,
     STORED,
+    TASKS,
     DistillConfig,
 )
 from xdistil_fast.train.corpora import load_label_map
@@ -35,8 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "distill",
         help="distil a teacher into a small student",
-        description="Distil a fine-tuned token classifier into a BiLSTM(-CRF) student. Killed, "
-        "the same command goes on where it was.",
+        description="Distil a fine-tuned token or text classifier into a BiLSTM(-CRF) student. "
+        "Killed, the same command goes on where it was.",
     )
     add_arguments(parser)
     parser.set_defaults(run=run)
@@ -66,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "for all others",
     )
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    _add(
+        parser, "--task", str,
+        "tagging of words, or classification of texts (JSONL with text and label, TSV, Parquet)",
+        choices=TASKS,
+    )  # fmt: skip
+    _add(parser, "--pooling", str, "of the states of a text to classify", choices=POOLINGS)
     _add(parser, "--student", str, "embedding size x hidden size of each direction", metavar="ExH")
     _add(parser, "--head", str, "output layer", choices=HEADS)
     _add(parser, "--schedule", str, "recipe: stages of training", choices=tuple(SCHEDULES))
@@ -167,8 +175,11 @@ def run(args: argparse.Namespace) -> int:
     metrics = record["metrics"]
     if "languages" in metrics["dev"]:
         print(language_table(metrics["dev"]))
+    classes = config.task == "classification"
+    name, score = ("accuracy", "accuracy") if classes else ("F1", "f1")
     print(
-        f"{args.output}: dev F1 {metrics['dev']['f1']:.2f} after epoch {metrics['best_epoch']}, "
+        f"{args.output}: dev {name} {metrics['dev'][score]:.2f} after epoch "
+        f"{metrics['best_epoch']}, "
         f"{metrics['parameters']:,} parameters, {metrics['bytes'] / 1e6:.1f} MB, "
         f"{record['seconds']:.0f} s of labelling and training"
     )

@@ -9,19 +9,22 @@ from pathlib import Path
 from xdistil_fast.train import runs
 from xdistil_fast.train.corpora import load_label_map, read_labelled
 from xdistil_fast.train.distributed import one_process_only
+from xdistil_fast.train.document_teacher import fine_tune_classifier
+from xdistil_fast.train.documents import read_documents
 from xdistil_fast.train.finetune import TeacherSettings, fine_tune
 from xdistil_fast.train.languages import language_table
 
 _DEFAULTS = TeacherSettings()
+TASKS = ("tagging", "classification")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command ``teacher``."""
     parser = subparsers.add_parser(
         "teacher",
-        help="fine-tune a teacher on labelled sentences",
-        description="Fine-tune a Hugging Face encoder for entities. Killed, the same command "
-        "goes on after the last finished epoch.",
+        help="fine-tune a teacher on labelled text",
+        description="Fine-tune a Hugging Face encoder for entities, or for classes of texts. "
+        "Killed, the same command goes on after the last finished epoch.",
     )
     add_arguments(parser)
     parser.set_defaults(run=run)
@@ -29,6 +32,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the sub-command."""
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        default=TASKS[0],
+        help="tagging: entities in sentences; classification: classes of texts (JSONL with text "
+        "and label, TSV, Parquet; also gzipped) (default: %(default)s)",
+    )
     parser.add_argument(
         "--model", required=True, metavar="BASE", help="base encoder: a local folder or Hub id"
     )
@@ -89,20 +99,31 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
     )
     label_map = load_label_map(args.label_map) if args.label_map else None
-    record = fine_tune(
-        args.model,
-        [read_labelled(path, label_map) for path in args.train],
-        [read_labelled(path, label_map) for path in args.dev],
-        args.output,
-        settings,
-        command=runs.command_line(args),
-    )
+    command = runs.command_line(args)
+    if args.task == "classification":
+        train, dev = (
+            [read_documents(path, label_map) for path in paths] for paths in (args.train, args.dev)
+        )
+        record = fine_tune_classifier(
+            args.model, train, dev, args.output, settings, command=command
+        )
+        metric, name = "accuracy", "accuracy"
+    else:
+        record = fine_tune(
+            args.model,
+            [read_labelled(path, label_map) for path in args.train],
+            [read_labelled(path, label_map) for path in args.dev],
+            args.output,
+            settings,
+            command=command,
+        )
+        metric, name = "f1", "F1"
     metrics = record["metrics"]
     if "languages" in metrics["dev"]:
         print(language_table(metrics["dev"]))
     print(
-        f"{args.output}: dev F1 {metrics['dev']['f1']:.2f} after epoch {metrics['best_epoch']}, "
-        f"{record['seconds']:.0f} s of training"
+        f"{args.output}: dev {name} {metrics['dev'][metric]:.2f} after epoch "
+        f"{metrics['best_epoch']}, {record['seconds']:.0f} s of training"
     )
     return 0
 

@@ -16,9 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from xdistil_fast import _core
+from xdistil_fast.classifier import Classifier
 from xdistil_fast.commands import footprint
 from xdistil_fast.commands.records import RecordReader, guess_format
-from xdistil_fast.model_config import PRECISIONS
+from xdistil_fast.model_config import PRECISIONS, TEXT_CLASSIFICATION
 from xdistil_fast.model_io import FILES, ModelFolder, load_folder, resolve_model
 from xdistil_fast.student import Student
 from xdistil_fast.tagger import Tagger
@@ -47,6 +48,7 @@ SENTENCES = (
 )
 
 TASKS = ("ids to logits", "text to entities")
+CLASS_TASKS = ("ids to logits", "text to class")
 # A teacher takes seconds for as many.
 _TEACHER_TEXTS = 32
 _LEAST_CALLS = 5
@@ -83,7 +85,7 @@ class Latency:
 
     Attributes:
         model: what ran, with runtime and precision.
-        task: one of `TASKS`.
+        task: one of `TASKS` or `CLASS_TASKS`.
         texts: of one call.
         calls: that were timed.
         median: seconds.
@@ -147,6 +149,11 @@ def load_tagger(model: str, threads: int, precision: str) -> Callable[[list[str]
     return Tagger.from_pretrained(model, threads=threads, precision=precision)
 
 
+def load_classifier(model: str, threads: int, precision: str) -> Callable[[list[str]], object]:
+    """A `footprint.Factory` of our text classifier."""
+    return Classifier.from_pretrained(model, threads=threads, precision=precision)
+
+
 def add_parser(subparsers: Any) -> None:
     """Adds the sub-command `bench`."""
     parser = subparsers.add_parser(
@@ -184,6 +191,8 @@ def run(args: argparse.Namespace) -> int:
     folder = resolve_model(args.model)
     content = load_folder(folder)
     texts = _texts(args.data, args.texts)
+    if args.teacher and content.config.task == TEXT_CLASSIFICATION:
+        raise ValueError("--teacher is for students that tag; a text classifier is measured alone")
     teacher = _teacher(args.teacher, args.threads) if args.teacher else None
     steps: Iterator[Step] = _student_steps(args, folder, content, texts)
     count = 5 * len(PRECISIONS)
@@ -253,9 +262,11 @@ def _student_steps(
     args: argparse.Namespace, folder: Path, content: ModelFolder, texts: list[str]
 ) -> Iterator[Step]:
     disk = sum((folder / name).stat().st_size for name in FILES[:3])
+    classes = content.config.task == TEXT_CLASSIFICATION
+    factory = "load_classifier" if classes else "load_tagger"
     for precision in PRECISIONS:
         name = f"student {precision}"
-        tagger = Tagger(
+        model = (Classifier if classes else Tagger)(
             content.config,
             content.tensors,
             content.tokenizer,
@@ -263,33 +274,37 @@ def _student_steps(
             precision=precision,
         )
         student = Student(content.config, content.tensors, args.threads, precision=precision)
-        yield from _student_latencies(name, tagger, student, texts, args.seconds)
+        yield from _student_latencies(name, model, student, texts, args.seconds)
         arguments = {"model": str(folder), "threads": args.threads, "precision": precision}
-        costs = footprint.measure(f"{__name__}:load_tagger", arguments, texts)
+        costs = footprint.measure(f"{__name__}:{factory}", arguments, texts)
         yield {"model": name, "disk_bytes": disk, **asdict(costs)}
 
 
 def _student_latencies(
-    name: str, tagger: Tagger, student: Student, texts: list[str], seconds: float
+    name: str, model: Tagger | Classifier, student: Student, texts: list[str], seconds: float
 ) -> Iterator[Latency]:
-    encoded = tagger.tag_batch(texts).encoded
+    if isinstance(model, Tagger):
+        encoded, run_ids, tasks = model.tag_batch(texts).encoded, student.logits, TASKS
+    else:
+        encoded, run_ids = model.classify_batch(texts).encoded, student.class_logits
+        tasks = CLASS_TASKS
     ids, cu_pieces = encoded.ids, encoded.cu_pieces
     bounds = list(itertools.pairwise(cu_pieces.tolist()))
 
     def logits_of(start: int, stop: int) -> Callable[[], object]:
         piece_ids, ends = ids[start:stop], np.array([0, stop - start], np.int32)
-        return lambda: student.logits(piece_ids, ends)
+        return lambda: run_ids(piece_ids, ends)
 
-    def entities_of(text: str) -> Callable[[], object]:
-        return lambda: tagger(text)
+    def result_of(text: str) -> Callable[[], object]:
+        return lambda: model(text)
 
     total, single = [len(ids)], [stop - start for start, stop in bounds]
     one_by_one = [logits_of(start, stop) for start, stop in bounds]
-    many = [lambda: student.logits(ids, cu_pieces)]
-    yield latency(name, TASKS[0], many, total, len(texts), seconds)
-    yield latency(name, TASKS[0], one_by_one, single, 1, seconds)
-    yield latency(name, TASKS[1], [lambda: tagger(texts)], total, len(texts), seconds)
-    yield latency(name, TASKS[1], [entities_of(text) for text in texts], single, 1, seconds)
+    many = [lambda: run_ids(ids, cu_pieces)]
+    yield latency(name, tasks[0], many, total, len(texts), seconds)
+    yield latency(name, tasks[0], one_by_one, single, 1, seconds)
+    yield latency(name, tasks[1], [lambda: model(texts)], total, len(texts), seconds)
+    yield latency(name, tasks[1], [result_of(text) for text in texts], single, 1, seconds)
 
 
 def _report(record: dict[str, Any]) -> str:
@@ -302,7 +317,7 @@ def _report(record: dict[str, Any]) -> str:
         "",
     ]
     rows = [["", "texts", "median", "p99", "tokens/s"]]
-    for task in TASKS:
+    for task in dict.fromkeys(row["task"] for row in record["latencies"]):
         rows.append([f"{task}:", "", "", "", ""])
         rows += [
             [

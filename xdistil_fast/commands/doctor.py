@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdistil_fast import __version__, _core
-from xdistil_fast.commands.tag import add_runtime_arguments, runtime_options
+from xdistil_fast.commands.stream import add_runtime_arguments, runtime_options
 from xdistil_fast.model_config import PRECISIONS
 from xdistil_fast.model_io import (
     FILES,
@@ -230,8 +230,10 @@ def _describe(folder: ModelFolder) -> dict[str, Any]:
     config = folder.config
     return {
         "path": str(folder.path),
+        "task": config.task,
         "labels": list(config.labels),
         "size": f"{config.embedding_size}x{config.hidden_size}",
+        **({} if config.pooling is None else {"pooling": config.pooling}),
         "head": config.head,
         "stored in": config.precision,
         "pieces": config.vocab_size,

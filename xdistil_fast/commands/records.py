@@ -132,8 +132,7 @@ class RecordReader:
             left -= len(block)
         if left or self._hash.hexdigest() != position.input_sha256:
             raise ValueError(
-                f"{self.name} is not what it was when its tagging was begun; "
-                "use --restart to begin anew"
+                f"{self.name} is not what it was when this was begun; use --restart to begin anew"
             )
         self._lines, self._bytes = position.lines, position.input_bytes
         self._behind, self._behind_hash = position, self._hash.copy()

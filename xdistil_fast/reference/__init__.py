@@ -13,7 +13,12 @@ from xdistil_fast.reference.crf import (
     enumerate_paths,
 )
 from xdistil_fast.reference.lstm import BiLSTMGradients, bilstm_backward, bilstm_forward
-from xdistil_fast.reference.student import student_hidden, student_scores
+from xdistil_fast.reference.student import (
+    pool,
+    student_class_scores,
+    student_hidden,
+    student_scores,
+)
 
 __all__ = [
     "BiLSTMGradients",
@@ -26,6 +31,8 @@ __all__ = [
     "crf_marginals",
     "crf_viterbi",
     "enumerate_paths",
+    "pool",
+    "student_class_scores",
     "student_hidden",
     "student_scores",
 ]

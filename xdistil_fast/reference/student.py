@@ -7,6 +7,8 @@ recurrence is that of `reference.lstm`, and a linear layer makes scores of both 
     [i, f, g, o] = r(id_t) + W_hh h_{t-1}
     scores_t     = W_out [h_t forward, h_t reverse] + b_out
 
+of a text classifier once, from the pooled states of a text (`pool`).
+
 The precision says what is rounded on the way; all other arithmetic is float64:
 
 =========  ================  ========================  =================================
@@ -24,7 +26,9 @@ lies next to the middle between two levels they may round it to the other side. 
 the error of one rounding. But a hidden state that is off by a level goes back into the recurrence,
 and a sentence may drift away from there: `fed_back` compares step by step without that.
 
-Sources: as `reference.lstm`; the scheme of int8 is described in csrc/xdf/kernels.h.
+Sources: as `reference.lstm`; max pooling as in Mukherjee and Hassan Awadallah, 2019
+(arXiv 1910.01769, their code), the last state as in ACL 2020, section 6.6; the scheme of int8 is
+described in csrc/xdf/kernels.h.
 
 Shapes: `total` tokens in `B` sequences, vocabulary `V`, embedding size `E`, hidden size `H`, `C`
 tags. `cu_seqlens` [B+1] ascends from 0 to `total`; sequences of length 0 are allowed.
@@ -151,4 +155,58 @@ def student_scores(
     if precision == "int8":
         hidden = np.rint(HIDDEN_LEVELS * hidden) / HIDDEN_LEVELS
     scores: Array = hidden @ _matrix(output[0], precision).T + np.asarray(output[1], np.float64)
+    return scores
+
+
+def pool(hidden: npt.ArrayLike, cu_seqlens: npt.ArrayLike, pooling: str) -> Array:
+    """One state for each sequence.
+
+    Args:
+        hidden: [total, 2H], forward then reverse.
+        cu_seqlens: [B+1].
+        pooling: "max" or "mean" over the sequence's states, or "last": the forward state of its
+            last token and the reverse state of its first.
+
+    Returns:
+        [B, 2H]; zeros for an empty sequence.
+
+    Raises:
+        ValueError: an unknown pooling.
+    """
+    if pooling not in ("max", "mean", "last"):
+        raise ValueError(f"pooling must be 'max', 'mean' or 'last', got {pooling!r}")
+    states = np.asarray(hidden, np.float64)
+    offsets = [int(offset) for offset in np.asarray(cu_seqlens)]
+    out = np.zeros((len(offsets) - 1, states.shape[1]))
+    half = states.shape[1] // 2
+    for row, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        if begin == end:
+            continue
+        if pooling == "last":
+            out[row] = np.concatenate([states[end - 1, :half], states[begin, half:]])
+        else:
+            own = states[begin:end]
+            out[row] = own.max(axis=0) if pooling == "max" else own.mean(axis=0)
+    return out
+
+
+def student_class_scores(
+    ids: npt.ArrayLike,
+    cu_seqlens: npt.ArrayLike,
+    embedding: npt.ArrayLike,
+    bilstm: Sequence[Any],
+    output: Sequence[Any],
+    pooling: str,
+    precision: str = "float32",
+) -> Array:
+    """Scores of every class for every sequence; arguments as for `student_scores` and `pool`.
+
+    Returns:
+        [B, C].
+    """
+    hidden = student_hidden(ids, cu_seqlens, embedding, bilstm, precision)
+    if precision == "int8":
+        hidden = np.rint(HIDDEN_LEVELS * hidden) / HIDDEN_LEVELS
+    pooled = pool(hidden, cu_seqlens, pooling)
+    scores: Array = pooled @ _matrix(output[0], precision).T + np.asarray(output[1], np.float64)
     return scores

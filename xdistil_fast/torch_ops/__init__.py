@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from xdistil_fast.torch_ops.crf import crf_log_likelihood, crf_marginals, crf_viterbi
 from xdistil_fast.torch_ops.layers import bilstm, embedding, linear
+from xdistil_fast.torch_ops.pooling import pool
 
 __all__ = [
     "bilstm",
@@ -35,4 +36,5 @@ __all__ = [
     "crf_viterbi",
     "embedding",
     "linear",
+    "pool",
 ]
