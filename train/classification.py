@@ -24,7 +24,7 @@ from xdistil_fast.classifier import Classifier
 from xdistil_fast.model_config import TEXT_CLASSIFICATION
 from xdistil_fast.model_io import ModelConfig
 from xdistil_fast.train import losses
-from xdistil_fast.train.cache import Batch
+from xdistil_fast.train.cache import Batch, Cache
 from xdistil_fast.train.config import DistillConfig, parse_size
 from xdistil_fast.train.corpora import check_label_map
 from xdistil_fast.train.distributed import Ranks
@@ -249,6 +249,6 @@ class ClassificationJob:
             cache.reduce(config.representation_size)
         return cache, key
 
-    def task(self, vocabulary: Vocabulary, cache: DocumentCache) -> Classification:
+    def task(self, vocabulary: Vocabulary, cache: Cache) -> Classification:
         """What the student learns."""
         return Classification(self.config, self.teacher.labels, vocabulary, self.dev, cache.width)

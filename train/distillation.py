@@ -31,7 +31,7 @@ from xdistil_fast.train import checkpoint, distributed, embeddings, runs
 from xdistil_fast.train.augmentation import Augmenter, parse_augmentation
 from xdistil_fast.train.cache import Cache, build_cache
 from xdistil_fast.train.card import model_card, teacher_on_dev
-from xdistil_fast.train.classification import ClassificationJob
+from xdistil_fast.train.classification import Classification, ClassificationJob
 from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_size
 from xdistil_fast.train.corpora import Corpus, check_label_map, labelling_of, read_labelled
 from xdistil_fast.train.languages import check_languages
@@ -246,7 +246,7 @@ def _start_values(
 
 def _finish(
     trainer: Trainer,
-    task: Tagging,
+    task: Tagging | Classification,
     out: Path,
     key: dict[str, Any],
     teacher: Teacher,
@@ -260,7 +260,7 @@ def _finish(
     tensors = task.stored(trainer.best)
     parameters = sum(value.size for value in tensors.values())
     dev = task.evaluate(tensors)
-    if task.dev_languages:
+    if isinstance(task, Tagging) and task.dev_languages:
         dev |= task.against_teacher(tensors, teacher)
     metrics = {
         "dev": dev,

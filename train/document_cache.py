@@ -29,7 +29,6 @@ from xdistil_fast.train.cache import (
     Batch,
     Cache,
     Shards,
-    Texts,
     align_text,
     half,
 )
@@ -38,7 +37,7 @@ from xdistil_fast.train.distributed import Ranks
 from xdistil_fast.train.document_teacher import DocumentTeacher
 from xdistil_fast.train.documents import Documents
 from xdistil_fast.train.representation import Components, FloatArray, principal_components
-from xdistil_fast.train.texts import fingerprint
+from xdistil_fast.train.texts import Texts, fingerprint
 
 _FORMAT = 1
 
@@ -47,7 +46,7 @@ _FORMAT = 1
 class LabelledTexts:
     """The texts of a run: all of ``train`` with their classes, then the transfer text.
 
-    What is left out of the transfer text is as in :class:`~xdistil_fast.train.cache.Texts`.
+    What is left out of the transfer text is as in :class:`~xdistil_fast.train.texts.Texts`.
 
     Attributes:
         train: labelled files.
