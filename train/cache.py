@@ -21,7 +21,8 @@ Beside shards with reduced representations lies ``components.safetensors``, the 
 they are given in (:mod:`~xdistil_fast.train.representation`).
 
 Memory does not grow with the text, but for the fingerprints of its sentences (64 bits each, in a
-set: about 70 bytes a different sentence) and what the Trainer knows of each sentence (some 20).
+set: some 75 bytes a different sentence, while labels are made) and what the Trainer knows of each
+sentence (some 20). A Parquet file is read by the row group.
 """
 
 from __future__ import annotations

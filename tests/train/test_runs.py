@@ -55,7 +55,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     [
         ("{", "not a JSON file"),
         ("[]", "kind is None"),
-        ('{"kind": "bench"}', "kind is 'bench'; allowed: 'teacher', 'student', 'eval'"),
+        ('{"kind": "bench"}', "kind is 'bench'; allowed: 'pretrain', 'teacher', 'student', 'eval'"),
     ],
 )
 def test_refuses(tmp_path: Path, content: str, message: str) -> None:
