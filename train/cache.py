@@ -231,12 +231,14 @@ class Cache:
         )
 
     def labelled(self) -> npt.NDArray[np.bool_]:
-        """Which sentences are of the labelled text, [N]: those whose first piece has a target."""
-        parts = []
+        """Which sentences have a target, [N]: those of the labelled text."""
+        parts = [np.zeros(0, bool)]
         for path in self._paths:
             shard = self._map(path)
-            parts.append(shard["targets"][shard["cu_seqlens"][:-1]] != IGNORED)
-        return np.concatenate([np.zeros(0, bool), *parts])
+            # No sentence is empty, which reduceat would not stand.
+            known = shard["targets"] != IGNORED
+            parts.append(np.logical_or.reduceat(known, shard["cu_seqlens"][:-1]))
+        return np.concatenate(parts)
 
     def piece_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each of the teacher's pieces occurs, [vocab_size]."""
