@@ -189,9 +189,13 @@ class Cache:
         )
 
     def labelled(self) -> npt.NDArray[np.bool_]:
-        """Which sentences are of the labelled text, [N]: those whose first piece has a target."""
-        parts = [shard["targets"][shard["cu_seqlens"][:-1]] != IGNORED for shard in self.shards()]
-        return np.concatenate([np.zeros(0, bool), *parts])
+        """Which sentences have a target, [N]: those of the labelled text."""
+        parts = [np.zeros(0, bool)]
+        for shard in self.shards():
+            # No sentence is empty, which reduceat would not stand.
+            known = shard["targets"] != IGNORED
+            parts.append(np.logical_or.reduceat(known, shard["cu_seqlens"][:-1]))
+        return np.concatenate(parts)
 
     def languages(self) -> npt.NDArray[np.int16]:
         """Number of each sentence's language, [N], in the order of ``Texts.languages``."""
