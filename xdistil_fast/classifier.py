@@ -219,14 +219,14 @@ class Classifier(TextModel):
             best = shares.argmax(axis=1)
             scores = shares[np.arange(len(best)), best].tolist()
             return [
-                {"label": names[k], "score": score}
+                Prediction(label=names[k], score=score)
                 for k, score in zip(best.tolist(), scores, strict=True)
             ]
         # Stable: of equal ones the first label is first.
         order = np.argsort(-shares, axis=1, kind="stable")[:, :top_k]
         sorted_shares = np.take_along_axis(shares, order, axis=1)
         return [
-            [{"label": names[k], "score": score} for k, score in zip(row, scores, strict=True)]
+            [Prediction(label=names[k], score=score) for k, score in zip(row, scores, strict=True)]
             for row, scores in zip(order.tolist(), sorted_shares.tolist(), strict=True)
         ]
 

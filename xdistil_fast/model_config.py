@@ -219,8 +219,8 @@ def _check_values(config: ModelConfig) -> None:
             raise ModelError(f"{name} is {show(value)}; allowed: {', '.join(map(repr, allowed))}")
     if config.task == TEXT_CLASSIFICATION:
         if type(config.pooling) is not str or config.pooling not in POOLINGS:
-            allowed = ", ".join(map(repr, POOLINGS))
-            raise ModelError(f"pooling is {show(config.pooling)}; allowed: {allowed}")
+            poolings = ", ".join(map(repr, POOLINGS))
+            raise ModelError(f"pooling is {show(config.pooling)}; allowed: {poolings}")
         if config.head != "softmax":
             raise ModelError(f"head is {config.head!r}; of a text classifier allowed: 'softmax'")
     elif config.pooling is not None:
