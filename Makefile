@@ -19,6 +19,8 @@ PYTHON ?= python3
 VENV ?= .venv
 CXX ?= g++
 PYTEST_ARGS ?=
+# One process of tests a core. PARALLEL= runs them in one, for a debugger.
+PARALLEL ?= -n auto
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
 
@@ -36,8 +38,8 @@ demo: $(STAMPS)/core
 # XDF_BUILD_DIR: the objects behind the installed extension, examined for leaked instructions.
 test: $(STAMPS)/core $(STAMPS)/test
 	tag=$$($(BIN)/python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
-	XDF_BUILD_DIR=$$(ls -d $(CURDIR)/build/$$tag-*) \
-	$(BIN)/pytest --hypothesis-profile=ci $(PYTEST_ARGS)
+	XDF_BUILD_DIR=$$(ls -d $(CURDIR)/build/$$tag-*) OMP_NUM_THREADS=1 \
+	$(BIN)/pytest $(PARALLEL) --hypothesis-profile=ci $(PYTEST_ARGS)
 
 lint: $(STAMPS)/core $(STAMPS)/lint
 	$(BIN)/ruff check .
@@ -69,7 +71,7 @@ asan: $(STAMPS)/tools $(STAMPS)/asan
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	PYTHONPATH=$(CURDIR)/build/asan/tree PYTHONSAFEPATH=1 \
-	$(ASAN_BIN)/pytest --hypothesis-profile=ci tests/kernels $(PYTEST_ARGS)
+	$(ASAN_BIN)/pytest $(PARALLEL) --hypothesis-profile=ci tests/kernels $(PYTEST_ARGS)
 
 isas: $(STAMPS)/core $(STAMPS)/test
 	for isa in $$($(BIN)/python -c 'from xdistil_fast import _core; print(*_core.isas_available())'); do
@@ -128,7 +130,7 @@ $(STAMPS)/core: $(BUILD_FILES) $(STAMPS)/modules | $(STAMPS)/tools
 	touch $@
 
 # Extras come after the core, so that `make demo` never waits for torch. mypy reads bench/ as well.
-EXTRAS_test := test,train,data
+EXTRAS_test := test,train,data,report
 EXTRAS_lint := lint,bench,train,data
 EXTRAS_bench := bench,spacy,train
 $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: pyproject.toml constraints.txt | $(STAMPS)/core
@@ -139,7 +141,7 @@ $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: pyproject.toml constraints.txt | 
 $(STAMPS)/asan: constraints.txt | $(STAMPS)/tools
 	@echo "== $(VENV)-asan: what the kernel tests need"
 	test -x $(ASAN_BIN)/python || $(PYTHON) -m venv $(VENV)-asan
-	$(ASAN_BIN)/python $(PIP_INSTALL) hypothesis numpy pytest tokenizers
+	$(ASAN_BIN)/python $(PIP_INSTALL) hypothesis numpy pytest pytest-xdist tokenizers
 	touch $@
 
 # The package as a wheel lays it out, in links: $(1)/xdistil_fast with train/ inside.

@@ -103,11 +103,13 @@ def _shown(ratio: float, aim: float | None) -> str:
     return f"{ratio:.3f}×" if near_miss else _ratio(ratio)
 
 
-def short_table(infos: Sequence[dict[str, Any]]) -> str:
+def short_table(infos: Sequence[dict[str, Any]], left_out: Sequence[str] = ()) -> str:
     """One row for each case and precision: our time, and how many times longer each peer takes."""
     rows = []
     for info in infos:
         for precision, ratios in info["ratios"].items():
+            if precision in left_out:
+                continue
             seconds = info["sides"][f"{OURS} {precision}"]["seconds"]
             aims = info["aims"].get(precision, {})
             peers = (f"{peer} {_shown(q[1], aims.get(peer))}" for peer, q in ratios.items())
@@ -266,8 +268,11 @@ def with_table(readme: str, run: Run) -> str:
     if not begin or not end:
         raise ValueError(f"README.md lacks the lines {BEGIN!r} and {END!r}")
     headlines = [info for info in _duels(run) if info["headline"]]
-    more = "Quartiles, peers' times and settings: [docs/BENCHMARKS.md](docs/BENCHMARKS.md)."
-    return f"{before}{BEGIN}\n{short_table(headlines)}\n\n{machine_line(run)} {more}\n{END}{after}"
+    table = short_table(headlines, left_out=("bfloat16",))
+    more = (
+        "bfloat16, quartiles, peers' times and settings: [docs/BENCHMARKS.md](docs/BENCHMARKS.md)."
+    )
+    return f"{before}{BEGIN}\n{table}\n\n{machine_line(run)} {more}\n{END}{after}"
 
 
 def _write(path: Path, text: str) -> None:

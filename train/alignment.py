@@ -1,10 +1,11 @@
 """From words to word pieces and back: ragged, vectorised.
 
 The first piece of a word carries the word's tag. Its other pieces carry ``I-X`` for ``B-X`` and
-``I-X``, and ``O`` for ``O``. A word's predicted tag is the one of its first piece.
+``I-X``, and ``O`` for ``O``; a plain tag stands on all pieces. A word's predicted tag is the one of
+its first piece.
 
 Some words yield no piece at all (only control characters, say). They take no part in training;
-their predicted tag is ``O``, and their gold tag still counts in the scores.
+their predicted tag is ``O`` (``_`` of plain tags), and their gold tag still counts in the scores.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Literal, cast
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+
+from xdistil_fast.labels import outside_of
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
@@ -142,7 +145,7 @@ def piece_targets(
     Args:
         alignment: of the sentences.
         word_tags: [W] label ids, see :func:`tag_ids`.
-        labels: IOB2 labels.
+        labels: label names.
         pieces: ``all``, or ``first`` to leave all but first pieces at :data:`IGNORED`.
 
     Raises:
@@ -169,7 +172,7 @@ def words_from_pieces(
     Args:
         alignment: of the sentences.
         piece_tags: [P] label ids.
-        labels: label names; words without pieces get ``O``.
+        labels: label names; words without pieces get ``O``, or ``_`` where labels have no ``O``.
 
     Raises:
         ValueError: ``piece_tags`` of another length.
@@ -179,7 +182,7 @@ def words_from_pieces(
             f"piece_tags has shape {piece_tags.shape}; the alignment has "
             f"{len(alignment.ids)} pieces"
         )
-    names = np.array([*labels, "O"], dtype=object)
+    names = np.array([*labels, outside_of(labels)], dtype=object)
     with_none = np.append(piece_tags.astype(np.int64), len(labels))
     words = names[with_none[alignment.first_piece]]
     return [words[a:b].tolist() for a, b in pairwise(alignment.cu_words)]

@@ -4,7 +4,8 @@ A cache folder holds one folder a key, the SHA-256 of everything the logits depe
 teacher, the bytes of all texts, the settings of the cut into pieces. In it lie shards of about
 4096 sentences (``shard-00000.safetensors``) and ``manifest.json``, which names each finished
 shard with the digest of its bytes. A run that was killed goes on behind its last shard; a shard
-that does not match its digest is made anew.
+that does not match its digest is made anew. Where several processes label, each makes every N-th
+shard and has a manifest of its own, ``manifest-R.json``, until all are done and become one.
 
 A shard of S sentences and P pieces:
 
@@ -13,10 +14,14 @@ A shard of S sentences and P pieces:
     first       [P] uint8    1 for the first piece of a word
     targets     [P] int16    gold labels, IGNORED where there is none
     logits      [P, C] float16  the teacher's; C = 0 where only the labels are trained on
+    languages   [S] int16    index into the sorted languages of the texts; only where they have any
     representation  [P, R] float16  of a hidden layer of the teacher; not there where none is asked
 
 Beside shards with reduced representations lies ``components.safetensors``, the principal components
 they are given in (:mod:`~xdistil_fast.train.representation`).
+
+Memory does not grow with the text, but for the fingerprints of its sentences (64 bits each, in a
+set: about 70 bytes a different sentence) and what the Trainer knows of each sentence (some 20).
 """
 
 from __future__ import annotations
@@ -48,7 +53,8 @@ from xdistil_fast.train.alignment import (
     split_points,
     tag_ids,
 )
-from xdistil_fast.train.corpora import Corpus, Sentence, file_digest, read_transfer
+from xdistil_fast.train.corpora import Sentence, file_digest
+from xdistil_fast.train.distributed import Ranks
 from xdistil_fast.train.representation import (
     Components,
     Representation,
@@ -56,6 +62,7 @@ from xdistil_fast.train.representation import (
     spread,
     stored_components,
 )
+from xdistil_fast.train.texts import Texts
 
 SHARD_SENTENCES = 4096
 MANIFEST = "manifest.json"
@@ -100,65 +107,6 @@ class Labeller(Protocol):
         reduce: Callable[[Float32Array], Float32Array] | None = ...,
     ) -> tuple[list[Float32Array], list[Float32Array]]:
         """Logits, and the states [T_i, R] of a layer after ``reduce``."""
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The sentences of a run: all of ``train``, then the transfer text.
-
-    A transfer sentence that came before, in ``train`` or in the transfer text, is left out, and so
-    is one of ``dev``. Sentences are compared without white space, so that running text equals its
-    tokenised form.
-
-    Attributes:
-        train: labelled files.
-        dev: labelled files whose sentences the transfer text must not show.
-        transfer: paths of unlabelled files.
-    """
-
-    train: tuple[Corpus, ...]
-    dev: tuple[Corpus, ...] = ()
-    transfer: tuple[str, ...] = ()
-
-    def __iter__(self) -> Iterator[Sentence]:
-        seen = {fingerprint(s) for corpus in (*self.dev, *self.train) for s in corpus.sentences}
-        for corpus in self.train:
-            yield from corpus.sentences
-        for sentence in read_transfer(self.transfer):
-            mark = fingerprint(sentence)
-            if mark not in seen:
-                seen.add(mark)
-                yield sentence
-
-    def describe(self) -> list[dict[str, Any]]:
-        """Read all transfer text once; entries of ``run.json``'s ``data`` for its files.
-
-        Raises:
-            ValueError, OSError: a file that cannot be read to its end.
-        """
-        entries = []
-        for path in self.transfer:
-            sentences = words = 0
-            for sentence in read_transfer([path]):
-                sentences += 1
-                words += len(sentence.words or (sentence.text or "").split())
-            entries.append(
-                {
-                    "role": "transfer",
-                    "name": runs.portable(path),
-                    "digest": file_digest(path),
-                    "sentences": sentences,
-                    "words": words,
-                }
-            )
-        return entries
-
-
-def fingerprint(sentence: Sentence) -> int:
-    """64 bits of a hash: a set of them costs a tenth of the texts."""
-    joined = "".join(sentence.words or (sentence.text or "").split())
-    joined = "".join(joined.split())
-    return int.from_bytes(hashlib.blake2b(joined.encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
@@ -244,6 +192,14 @@ class Cache:
         parts = [shard["targets"][shard["cu_seqlens"][:-1]] != IGNORED for shard in self.shards()]
         return np.concatenate([np.zeros(0, bool), *parts])
 
+    def languages(self) -> npt.NDArray[np.int16]:
+        """Number of each sentence's language, [N], in the order of ``Texts.languages``."""
+        parts = [np.zeros(0, np.int16)]
+        for shard in self.shards():
+            none = np.zeros(len(shard["cu_seqlens"]) - 1, np.int16)
+            parts.append(shard.get("languages", none))
+        return np.concatenate(parts)
+
     def piece_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each of the teacher's pieces occurs, [vocab_size]."""
         counts = np.zeros(vocab_size, np.int64)
@@ -265,6 +221,7 @@ def build_cache(
     batch_pieces: int = 8192,
     expected: int | None = None,
     progress: bool = True,
+    ranks: Ranks | None = None,
 ) -> tuple[Cache, str]:
     """Label all sentences with the teacher, or take up what was labelled before.
 
@@ -280,6 +237,7 @@ def build_cache(
         batch_pieces: pieces the teacher is given at once.
         expected: number of sentences, about; lets the bar guess when it will be full.
         progress: show a bar, in pieces.
+        ranks: the processes that do it together; this one alone if None.
 
     Returns:
         The cache and its key.
@@ -299,17 +257,21 @@ def build_cache(
         "soft": soft,
         "shard_sentences": SHARD_SENTENCES,
     }
+    if texts.languages:
+        about["languages"] = texts.languages
     if representation is not None:
         about["representation"] = dataclasses.asdict(representation)
-    shards = Shards(root, about)
+    shards = Shards(root, about, ranks)
     if shards.complete:
         return Cache(shards.folder, shards.done), shards.key
     extra: dict[str, Any] = {}
     reduce = None
     if representation is not None and representation.size:
-        reduce, extra["components"] = stored_components(
-            shards.folder,
-            lambda: _components(teacher, texts, representation, max_length, batch_pieces),
+        reduce, extra["components"] = shards.ranks.first_goes_ahead(
+            lambda: stored_components(
+                shards.folder,
+                lambda: _components(teacher, texts, representation, max_length, batch_pieces),
+            )
         )
         if extra["components"] != shards.manifest.get("components"):
             shards.done.clear()  # shards in other components are of no use beside these
@@ -321,10 +283,17 @@ def build_cache(
             return teacher.logits(ids, batch_pieces, bar), []
         return teacher.outputs(ids, batch_pieces, bar, layer=representation.layer, reduce=reduce)
 
+    def label(chunk: list[Sentence], bar: tqdm[Any]) -> Arrays:
+        arrays = _label(teacher, chunk, max_length, pieces, ask if asked else None, bar)
+        order = arrays.pop("order")
+        if texts.languages:
+            arrays["languages"] = _languages(chunk, order, texts.languages)
+        return arrays
+
     asked = soft or representation is not None
     shards.fill(
         texts,
-        lambda chunk, bar: _label(teacher, chunk, max_length, pieces, ask if asked else None, bar),
+        label,
         title="teacher labels" if asked else "pieces",
         extra=extra,
         expected=expected,
@@ -339,27 +308,31 @@ class Shards:
     Attributes:
         key: SHA-256 of what the shards depend on.
         folder: where they lie.
-        manifest: content of the manifest that was found.
+        manifest: content of the manifests that were found.
         done: entries of the shards that are finished and intact, by name.
         complete: whether these are all.
+        ranks: the processes that make them.
     """
 
-    def __init__(self, root: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, about: Mapping[str, Any], ranks: Ranks | None = None) -> None:
         """Find what is there already.
 
         Args:
             root: cache folder, made where missing.
             about: all that the shards depend on; plain JSON values.
+            ranks: the processes that make them together; this one alone if None.
         """
+        self.ranks = ranks or Ranks()
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         self.folder = root / self.key[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.manifest = _read_manifest(self.folder / MANIFEST)
+        self.manifest = _read_manifests(self.folder)
         self._about = about
-        found: dict[str, dict[str, Any]] = self.manifest.get("shards", {})
+        found: dict[str, dict[str, Any]] = self.manifest["shards"]
         self.done = {
             name: entry for name, entry in found.items() if _intact(self.folder / name, entry)
         }
+        self.ranks.wait()  # all have read before anybody writes
         self.complete = bool(self.manifest.get("complete")) and len(self.done) == len(found)
         if damaged := sorted(found.keys() - self.done.keys()):
             tqdm.write(f"{self.folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
@@ -388,7 +361,12 @@ class Shards:
             ValueError: there is no piece in any of the items.
             OSError: a full disk, say; what is finished stays.
         """
-        entry = {"about": self._about, **extra}
+        ranks, entry = self.ranks, {"about": self._about, **extra}
+        # Where several work, each writes down what was there before as well: nothing is lost when
+        # one manifest replaces another.
+        own_manifest = self.folder / (
+            MANIFEST if ranks.size == 1 else f"manifest-{ranks.rank}.json"
+        )
         count = 0
         with tqdm(
             desc=title,
@@ -400,20 +378,31 @@ class Shards:
         ) as bar:
             for number, chunk in enumerate(_chunks(items, SHARD_SENTENCES)):
                 name = f"shard-{number:05d}.safetensors"
-                if name not in self.done:
+                if name in self.done:
+                    bar.update(self.done[name]["pieces"])
+                elif number % ranks.size == ranks.rank:
                     self.done[name] = _write_shard(self.folder / name, label(chunk, bar))
                     self.done = dict(sorted(self.done.items()))
-                    runs.write_json(self.folder / MANIFEST, {**entry, "shards": self.done})
+                    runs.write_json(own_manifest, {**entry, "shards": self.done})
                 else:
-                    bar.update(self.done[name]["pieces"])
+                    continue
                 count += len(chunk)
                 if expected:
-                    bar.total = round(bar.n * max(1.0, expected / count))
+                    bar.total = round(bar.n * max(1.0, expected / ranks.size / count))
+        ranks.wait()
+        if ranks.size > 1:
+            self.done = _read_manifests(self.folder)["shards"]
+        ranks.wait()
         if not sum(shard["pieces"] for shard in self.done.values()):
             raise ValueError(
                 "train and transfer: the tokeniser makes no piece of any of these words"
             )
-        runs.write_json(self.folder / MANIFEST, {**entry, "complete": True, "shards": self.done})
+        if ranks.first:
+            whole = {**entry, "complete": True, "shards": self.done}
+            runs.write_json(self.folder / MANIFEST, whole)
+            for file in self.folder.glob("manifest-*.json"):
+                file.unlink()
+        ranks.wait()
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -435,21 +424,22 @@ def _label(
     ask: Ask | None,
     bar: tqdm[Any],
 ) -> Arrays:
-    """The arrays of one shard."""
+    """The arrays of one shard; ``order`` [S] says which of ``sentences`` each run is of."""
     parts: list[tuple[npt.NDArray[Any], ...]] = []  # ids, first, targets of each run
+    order: list[int] = []
     # Sentences of words and sentences of text are tokenised in different ways.
-    worded = [s for s in sentences if s.words is not None]
-    running = [s.text or "" for s in sentences if s.words is None]
-    labelled = [s for s in worded if s.tags is not None]
-    plain = [s for s in worded if s.tags is None]
-    for group, tags in (
-        (align(teacher.tokenizer, [s.words or () for s in labelled]), labelled),
-        (align(teacher.tokenizer, [s.words or () for s in plain]), None),
-        (align_text(teacher.tokenizer, running), None),
-    ):
+    worded = [i for i, s in enumerate(sentences) if s.words is not None]
+    running = [i for i, s in enumerate(sentences) if s.words is None]
+    labelled = [i for i in worded if sentences[i].tags is not None]
+    plain = [i for i in worded if sentences[i].tags is None]
+    for numbers, tags in ((labelled, True), (plain, False), (running, False)):
+        if numbers is running:
+            group = align_text(teacher.tokenizer, [sentences[i].text or "" for i in numbers])
+        else:
+            group = align(teacher.tokenizer, [sentences[i].words or () for i in numbers])
         targets = np.full(len(group.ids), IGNORED, np.int64)
-        if tags is not None:
-            words = tag_ids([s.tags or () for s in tags], teacher.labels)
+        if tags:
+            words = tag_ids([sentences[i].tags or () for i in numbers], teacher.labels)
             targets = piece_targets(group, words, teacher.labels, pieces)
         first = np.zeros(len(group.ids), np.uint8)
         first[group.first_piece[group.first_piece >= 0]] = 1
@@ -457,6 +447,7 @@ def _label(
             for start, stop in split_points(group, sentence, max_length):
                 run = slice(start, stop)
                 parts.append((group.ids[run], first[run], targets[run]))
+                order.append(numbers[sentence])
     ids = [part[0] for part in parts]
     total = sum(map(len, ids))
     logits = np.zeros((total, 0), np.float16)
@@ -478,7 +469,18 @@ def _label(
         "targets": np.concatenate([*(part[2] for part in parts), empty]).astype(np.int16),
         "logits": logits,
         **({} if hidden is None else {"representation": hidden}),
+        "order": np.array(order, np.int64),
     }
+
+
+def _languages(
+    sentences: Sequence[Sentence], order: npt.NDArray[Any], names: Sequence[str]
+) -> npt.NDArray[np.int16]:
+    """Number of the language of each run of a shard."""
+    number = {name: i for i, name in enumerate(names)}
+    each = np.array([number[sentence.language] for sentence in sentences], np.int16)
+    runs_of: npt.NDArray[np.int16] = each[order]
+    return runs_of
 
 
 def half(name: str, parts: Sequence[Float32Array]) -> npt.NDArray[np.float16]:
@@ -557,13 +559,24 @@ def _write_shard(path: Path, arrays: Arrays) -> dict[str, Any]:
     }
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest; empty where there is none or it is damaged, and the shards are made anew."""
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+def _read_manifests(folder: Path) -> dict[str, Any]:
+    """All manifests as one; one that is missing or damaged counts as empty.
+
+    What it would have named is made anew, as are shards in other components than the first one's.
+    """
+    merged: dict[str, Any] = {"shards": {}}
+    for path in [folder / MANIFEST, *sorted(folder.glob("manifest-*.json"))]:
+        try:
+            manifest = json.loads(path.read_text("utf-8"))
+            shards = dict(manifest.get("shards", {}))
+        except (FileNotFoundError, ValueError, AttributeError, TypeError):
+            continue
+        if manifest.get("components") == merged.setdefault(
+            "components", manifest.get("components")
+        ):
+            merged["shards"] |= shards
+            merged["complete"] = merged.get("complete") or manifest.get("complete")
+    return {**merged, "shards": dict(sorted(merged["shards"].items()))}
 
 
 def _intact(path: Path, entry: Mapping[str, Any]) -> bool:

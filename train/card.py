@@ -4,21 +4,57 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from xdistil_fast.labels import label_types, scheme_of
 from xdistil_fast.model_config import TEXT_CLASSIFICATION
 from xdistil_fast.model_io import ModelConfig
+from xdistil_fast.train import runs
+from xdistil_fast.train.evaluation import data_key
 
 _TEST_TITLE = "## Scores on test data"
 
 
-def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str:
+def teacher_on_dev(teacher: str, data: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The scores that a teacher's own run had on the dev files of a student.
+
+    Args:
+        teacher: folder or Hub id.
+        data: of the student's record.
+
+    Returns:
+        Scores as in ``run.json``; None where the teacher has no record, or one of other files.
+    """
+    file = Path(teacher) / runs.RUN_FILE
+    if not file.is_file():
+        return None
+    try:
+        record = runs.read_run(file)
+        same, mine = (
+            data_key([entry for entry in entries if entry["role"] == "dev"])
+            for entries in (record["data"], data)
+        )
+        scores = record["metrics"]["dev"]
+        known = same == mine and all("f1" in s for s in (scores, *scores["per_type"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # a teacher from elsewhere may have a file of that name
+    return dict(scores) if known else None
+
+
+def model_card(
+    name: str,
+    config: ModelConfig,
+    record: Mapping[str, Any],
+    teacher: Mapping[str, Any] | None = None,
+) -> str:
     """Markdown of a student's ``README.md``.
 
     Args:
         name: of the model.
         config: of the model.
         record: its ``run.json``.
+        teacher: its scores on the same dev files, see :func:`teacher_on_dev`; None if not known.
     """
     metrics, settings, machine = record["metrics"], record["settings"], record["machine"]
     classes = config.task == TEXT_CLASSIFICATION
@@ -47,7 +83,7 @@ def model_card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str
         + ", 0 to 100, by the code and with the weights in this folder. "
         f"Dev chose the epoch ({metrics['best_epoch']} of {len(record['history'])}).",
         "",
-        *(_class_scores if classes else _tag_scores)(metrics["dev"]),
+        *(_class_scores(metrics["dev"]) if classes else _dev_table(metrics["dev"], teacher)),
         "",
         "## Training",
         "",
@@ -121,35 +157,68 @@ def with_test_scores(card: str, digest: str, evaluations: Sequence[Mapping[str, 
         + ", 0 to 100. The files had no part in training or choosing.",
         "",
         f"| data | {'texts' if classes else 'entities'} | {name} | teacher's {name} | kept "
-        f"| F1 by {'class' if classes else 'type'} |",
+        f"| F1 by {'class' if classes else 'type'} (the teacher's) |",
         "|---|---|---|---|---|---|",
     ]
     for student in own:
-        value = student["metrics"][key]
-        teachers = [
-            e["metrics"][key]
-            for e in evaluations
-            if e["model"]["digest"] == student["model"].get("teacher_digest")
-            and e["data"] == student["data"]
-        ]
-        teacher = (
-            f"{teachers[0]:.2f} | {100 * value / teachers[0]:.1f} %" if any(teachers) else "- | -"
+        mine = student["metrics"]
+        theirs = next(
+            (
+                e["metrics"]
+                for e in evaluations
+                if e["model"]["digest"] == student["model"].get("teacher_digest")
+                and data_key(e["data"]) == data_key(student["data"])
+            ),
+            None,
+        )
+        teacher = f"{theirs[key]:.2f}" if theirs else "-"
+        other = theirs[parts] if theirs else {}
+        by_type = (
+            f"{kind} {counts['f1']:.2f}" + (f" ({other[kind]['f1']:.2f})" if kind in other else "")
+            for kind, counts in mine[parts].items()
         )
         lines.append(
-            f"| {', '.join(d['name'] for d in student['data'])} "
-            f"| {student['metrics'][count]:,} | **{value:.2f}** | {teacher} | "
-            + ", ".join(f"{k} {v['f1']:.2f}" for k, v in student["metrics"][parts].items())
-            + " |"
+            f"| {', '.join(d['name'] for d in student['data'])} | {mine[count]:,} "
+            f"| **{mine[key]:.2f}** | {teacher} "
+            f"| {kept(mine, theirs, key)} | {', '.join(by_type)} |"
         )
     before, title, after = card.partition("## Training\n")
     before = before.partition(_TEST_TITLE)[0]
     return before + "\n".join(lines) + "\n\n" + title + after
 
 
+def _dev_table(dev: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> list[str]:
+    """Scores by type, beside the teacher's where they are known."""
+    columns = ["type", "precision", "recall", "F1", "entities"]
+    if teacher is not None:
+        columns += ["teacher's F1", "kept"]
+    sides = [
+        (kind, counts, teacher and teacher["per_type"].get(kind))
+        for kind, counts in dev["per_type"].items()
+    ]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for name, counts, theirs in [*sides, ("**all**", dev, teacher)]:
+        cells = [
+            name,
+            *(f"{counts[key]:.2f}" for key in ("precision", "recall", "f1")),
+            f"{counts['support']:,}",
+        ]
+        if teacher is not None:
+            cells += [f"{theirs['f1']:.2f}" if theirs else "-", kept(counts, theirs)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def kept(student: Mapping[str, Any], teacher: Mapping[str, Any] | None, key: str = "f1") -> str:
+    """The student's score in per cent of the teacher's; ``-`` where that is not known or 0."""
+    return f"{100 * student[key] / teacher[key]:.1f} %" if teacher and teacher[key] else "-"
+
+
 def _tag_intro(name: str, config: ModelConfig, teacher: str) -> list[str]:
-    types = sorted({label[2:] for label in config.labels} - {""})
+    types = label_types(config.labels)
+    kind = "entity types" if scheme_of(config.labels) == "IOB2" else "tags of words"
     return [
-        f"A BiLSTM tagger ({config.head} head) for the entity types {', '.join(types)}, distilled "
+        f"A BiLSTM tagger ({config.head} head) for the {kind} {', '.join(types)}, distilled "
         f"from the teacher `{teacher}`.",
         "",
         "```python",
@@ -170,15 +239,6 @@ def _class_intro(name: str, config: ModelConfig, teacher: str) -> list[str]:
         "",
         f'classifier = Classifier.from_pretrained("{name}")',
         "```",
-    ]
-
-
-def _tag_scores(dev: Mapping[str, Any]) -> list[str]:
-    return [
-        "| type | precision | recall | F1 | entities |",
-        "|---|---|---|---|---|",
-        *(_row(kind, counts) for kind, counts in dev["per_type"].items()),
-        _row("**all**", dev),
     ]
 
 

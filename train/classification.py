@@ -24,13 +24,14 @@ from xdistil_fast.classifier import Classifier
 from xdistil_fast.model_config import TEXT_CLASSIFICATION
 from xdistil_fast.model_io import ModelConfig
 from xdistil_fast.train import losses
-from xdistil_fast.train.cache import Batch
+from xdistil_fast.train.cache import Batch, Cache
 from xdistil_fast.train.config import DistillConfig, parse_size
 from xdistil_fast.train.corpora import check_label_map
+from xdistil_fast.train.distributed import Ranks
 from xdistil_fast.train.document_cache import DocumentCache, LabelledTexts, build_document_cache
 from xdistil_fast.train.document_teacher import DocumentTeacher
 from xdistil_fast.train.documents import Documents, read_documents
-from xdistil_fast.train.student import FloatArray, Student
+from xdistil_fast.train.student import Dropout, FloatArray, Student
 from xdistil_fast.train.tagging import REPRESENTATION_LOSSES
 from xdistil_fast.train.vocabulary import Vocabulary
 
@@ -58,9 +59,7 @@ class DocumentStudent(Student):
         super().__init__(embeddings, hidden_size, num_labels, **more)
         self.pool = nn.Pool(pooling)
 
-    def encode(
-        self, ids: Tensor, cu_seqlens: Tensor, generator: np.random.Generator | None = None
-    ) -> Tensor:
+    def encode(self, ids: Tensor, cu_seqlens: Tensor, generator: Dropout | None = None) -> Tensor:
         """Pooled states, [B, 2H]; arguments as for :meth:`Student.encode`.
 
         Dropout comes after pooling: a maximum over states of which some are dropped and the others
@@ -121,6 +120,10 @@ class Classification:
         )
         return self.student
 
+    def size(self, batch: Batch) -> int:
+        """Number of texts."""
+        return len(batch.targets)
+
     def reached(self, wanted: Collection[str]) -> set[str]:
         """Layers that these losses depend on."""
         found = {"bilstm", "embedding"}
@@ -131,7 +134,7 @@ class Classification:
         return found
 
     def losses(
-        self, batch: Batch, wanted: Collection[str], generator: np.random.Generator | None
+        self, batch: Batch, wanted: Collection[str], generator: Dropout | None
     ) -> dict[str, Tensor]:
         """Losses of a batch, see :mod:`~xdistil_fast.train.losses`."""
         ids, source = self.vocabulary.respell(batch.ids)
@@ -197,6 +200,11 @@ class ClassificationJob:
     """
 
     def __init__(self, config: DistillConfig) -> None:
+        for name, plain in (("augment", ""), ("language_sampling", 1)):
+            if (value := getattr(config, name)) != plain:
+                raise ValueError(
+                    f"{name} is {value!r}; task 'classification' allows {plain!r} only"
+                )
         self.config = config
         self.label_map = None if config.label_map is None else check_label_map(config.label_map)
         train = tuple(read_documents(path, self.label_map) for path in config.train)
@@ -220,7 +228,7 @@ class ClassificationJob:
             last = -1 if config.teacher_layer is None else config.teacher_layer
             self._layer = self.teacher.resolve_layer(last)
 
-    def build_cache(self, root: Path) -> tuple[DocumentCache, str]:
+    def build_cache(self, root: Path, ranks: Ranks) -> tuple[DocumentCache, str]:
         """Have the teacher label all texts."""
         config = self.config
         cache, key = build_document_cache(
@@ -235,11 +243,12 @@ class ClassificationJob:
             batch_pieces=config.batch_pieces,
             expected=sum(int(e["sentences"]) for e in self.data if e["role"] != "dev"),
             progress=config.progress,
+            ranks=ranks,
         )
         if self._layer is not None and config.representation_size:
             cache.reduce(config.representation_size)
         return cache, key
 
-    def task(self, vocabulary: Vocabulary, cache: DocumentCache) -> Classification:
+    def task(self, vocabulary: Vocabulary, cache: Cache) -> Classification:
         """What the student learns."""
         return Classification(self.config, self.teacher.labels, vocabulary, self.dev, cache.width)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from xdistil_fast.model_config import POOLINGS
+from xdistil_fast.train.augmentation import parse_augmentation
 from xdistil_fast.train.schedules import LOSSES, SCHEDULES, Stage
 
 PathLike: TypeAlias = "str | Path"
@@ -37,8 +38,10 @@ class DistillConfig:
 
     Attributes:
         teacher: folder or Hub id of a fine-tuned token classifier.
-        train: labelled files: hard and soft loss.
-        dev: labelled files that choose the best epoch.
+        train: labelled files: hard and soft loss. These, and those of ``dev`` and ``transfer``, may
+            have their language before them: ``de=FILE``.
+        dev: labelled files that choose the best epoch, by F1; where they have languages, by its
+            mean over these.
         output: the student's folder; must not exist.
         transfer: unlabelled files: soft loss.
         label_map: entity types renamed (or dropped, None) in ``train`` and ``dev``.
@@ -84,6 +87,10 @@ class DistillConfig:
         min_piece_count: pieces seen less often are spelled with shorter ones.
         max_length: most pieces of a sentence; longer ones are cut at a word border and go on as
             a further sentence.
+        augment: copies of sentences that the teacher labels as further transfer text, such as
+            ``swap=1,dropout=0.5`` (:mod:`~xdistil_fast.train.augmentation`).
+        language_sampling: languages are drawn in proportion to their number of sentences to this
+            power, 0 to 1 (:mod:`~xdistil_fast.train.languages`).
         keep_dev_sentences: keep transfer sentences that also stand in ``dev``.
         cache: folder for the teacher's logits, to be used again by other runs; without it they
             lie with the unfinished output and go when it is done.
@@ -131,6 +138,8 @@ class DistillConfig:
     embedding_dtype: str = "float32"
     min_piece_count: int = 1
     max_length: int = 256
+    augment: str = ""
+    language_sampling: float = 1.0
     keep_dev_sentences: bool = False
     cache: str | None = None
     batch_pieces: int = 8192
@@ -182,6 +191,8 @@ class DistillConfig:
         _at_least("max_length", self.max_length, 8)
         _at_least("batch_pieces", self.batch_pieces, 1)
         _at_least("seed", self.seed, 0)
+        _within("language_sampling", self.language_sampling, 0.0, 1.0)
+        object.__setattr__(self, "augment", str(parse_augmentation(self.augment)))
         _within("lr", self.lr, 0.0, 1.0, open_low=True)
         _within("warmup", self.warmup, 0.0, 1.0)
         _within("dropout", self.dropout, 0.0, 0.95)
@@ -217,6 +228,11 @@ class DistillConfig:
                 f"and representation_size is {self.representation_size}; allowed: 0"
             )
         _within("checkpoint_minutes", self.checkpoint_minutes, 0.0, math.inf, open_low=True)
+        if self.language_sampling != 1 and self.labelled_share:
+            raise ValueError(
+                f"language_sampling is {self.language_sampling:g} and labelled_share "
+                f"{self.labelled_share:g}: each says what a batch is made of; allowed: one of them"
+            )
         if self.head == "crf" and self.pieces == "first":
             raise ValueError(
                 "head is 'crf' and pieces is 'first': a CRF learns from whole sequences of pieces; "

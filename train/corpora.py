@@ -3,7 +3,14 @@
 Labelled files (``--train``, ``--dev``): CoNLL columns (word first, tag last), JSONL or Parquet
 with ``tokens`` and ``tags`` (or ``ner_tags``). Transfer text: the same, or plain text with one
 sentence a line, JSONL or Parquet with ``text``. Any file but Parquet may be gzipped, which is
-seen from its first bytes. All tags come out as IOB2, whatever scheme the file uses.
+seen from its first bytes.
+
+Tags of entities come out as IOB2, whatever scheme the file uses. Where no tag is ``O`` or begins
+with one letter and a hyphen (``B-``, ``I-``, ...), they are plain tags, such as parts of speech,
+and stay as they are.
+
+Wherever a file is named, its language may stand before it: ``de=train.conll``. A file whose own
+name looks like that is written ``./de=train.conll``.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, cast
 
+from xdistil_fast.labels import OUTSIDE, Scheme
 from xdistil_fast.train.runs import portable
 
 LabelMap: TypeAlias = Mapping[str, "str | None"]
@@ -39,16 +47,22 @@ _SUFFIXES: dict[str, Format] = {
 }
 _TAG_COLUMNS = ("tags", "ner_tags")
 _TAG = re.compile(r"O|[BIESLU]-\S+")
+_ENTITY_TAG = re.compile(r"O|[A-Za-z]-.*")  # or what was meant to be one
 _BLANKS = re.compile(r"[ \t]+")
+_LANGUAGE = re.compile(r"([A-Za-z]{2,8}(?:[-_][A-Za-z0-9]{1,8})*)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """One sentence: ``words`` (with ``tags`` where labelled), or running ``text``."""
+    """One sentence: ``words`` (with ``tags`` where labelled), or running ``text``.
+
+    ``language`` is what stood before the file's name, "" where nothing did.
+    """
 
     words: tuple[str, ...] | None = None
     tags: tuple[str, ...] | None = None
     text: str | None = None
+    language: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +71,13 @@ class Corpus:
 
     Attributes:
         path: the file.
-        sentences: in the file's order; tags are IOB2 and the label map is applied.
-        scheme: tag scheme found: ``IOB1``, ``IOB2`` or ``BIOES`` (BILOU counts as that).
+        sentences: in the file's order; tags are IOB2 or plain, and the label map is applied.
+        scheme: tag scheme found: ``IOB1``, ``IOB2`` or ``BIOES`` (BILOU counts as that), or
+            ``tags`` for plain ones.
         repaired: tags ``I-X`` of an IOB2 or BIOES file that no open X preceded, now ``B-X``.
         digest: see :func:`file_digest`.
         label_map: the one that was applied.
+        language: of the file, "" if not given.
     """
 
     path: Path
@@ -70,6 +86,7 @@ class Corpus:
     repaired: int
     digest: str
     label_map: LabelMap | None = None
+    language: str = ""
 
     @property
     def words(self) -> int:
@@ -77,9 +94,15 @@ class Corpus:
         return sum(len(s.words or ()) for s in self.sentences)
 
     @property
+    def labelling(self) -> Scheme:
+        """Scheme of the tags as they are here."""
+        return "tags" if self.scheme == "tags" else "IOB2"
+
+    @property
     def types(self) -> frozenset[str]:
-        """Entity types that occur."""
-        return frozenset(t[2:] for s in self.sentences for t in s.tags or () if t != "O")
+        """Entity types that occur; of plain tags those but ``O``."""
+        begin = 0 if self.scheme == "tags" else 2
+        return frozenset(t[begin:] for s in self.sentences for t in s.tags or () if t != OUTSIDE)
 
     def describe(self, role: str) -> dict[str, object]:
         """Entry of ``run.json``'s ``data``: name, digest and counts; ``role`` as given."""
@@ -92,7 +115,35 @@ class Corpus:
         }
         if self.label_map is not None:
             entry["label_map"] = dict(self.label_map)
+        if self.language:
+            entry["language"] = self.language
         return entry
+
+
+def split_language(argument: Path | str) -> tuple[str, Path]:
+    """Language and file of ``LANG=FILE``; of a plain ``FILE`` the language is "".
+
+    A language is a tag of letters like ``de`` or ``zh-Hant``. Only a string can have one: a Path is
+    the file.
+    """
+    found = None if isinstance(argument, Path) else _LANGUAGE.fullmatch(argument)
+    return (found[1], Path(found[2])) if found else ("", Path(argument))
+
+
+def labelling_of(corpora: Sequence[Corpus]) -> Scheme:
+    """The one scheme of several labelled files.
+
+    Raises:
+        ValueError: some hold tags of entities and others plain tags.
+    """
+    for corpus in corpora[1:]:
+        if corpus.labelling != corpora[0].labelling:
+            kinds = {"IOB2": "tags of entities", "tags": "plain tags of words"}
+            raise ValueError(
+                f"{corpora[0].path} holds {kinds[corpora[0].labelling]}, {corpus.path} "
+                f"{kinds[corpus.labelling]}; one model takes one of the two"
+            )
+    return corpora[0].labelling if corpora else "IOB2"
 
 
 def file_digest(path: Path | str) -> str:
@@ -189,8 +240,9 @@ def read_labelled(path: Path | str, label_map: LabelMap | None = None) -> Corpus
     """Read one labelled file completely.
 
     Args:
-        path: CoNLL, JSONL or Parquet.
-        label_map: types renamed or dropped after the tags became IOB2.
+        path: CoNLL, JSONL or Parquet; may have its language before it (``de=FILE``).
+        label_map: types renamed or dropped after the tags became IOB2; plain tags are renamed as
+            a whole, dropped ones become ``O``.
 
     Raises:
         ValueError: the file holds no sentence, is not UTF-8, is a damaged gzip file, has one
@@ -198,30 +250,66 @@ def read_labelled(path: Path | str, label_map: LabelMap | None = None) -> Corpus
             named.
         OSError: it cannot be read.
     """
-    path = Path(path)
+    language, path = split_language(path)
     if label_map is not None:
         label_map = check_label_map(label_map)
     kind = detect_format(path, labelled=True)
     readers = {"conll": _conll_rows, "jsonl": _jsonl_rows, "parquet": _parquet_rows}
     sentences: list[tuple[tuple[str, ...], list[str]]] = []
     prefixes: dict[str, str] = {}
+    strange: tuple[str, str] | None = None  # the first tag that is none of an entity, and where
     for where, words, _, tags in readers[kind](path, labelled=True):
         if words is None or tags is None:
             raise ValueError(f"{where(0)}: no tags; {_LABELLED_KEYS}")
         for position, tag in enumerate(tags):
-            if not _TAG.fullmatch(tag):
+            if not tag or re.search(r"\s", tag):
                 raise ValueError(
-                    f"{where(position)}: {tag!r} is no IOB tag; allowed: O, B-TYPE, I-TYPE "
-                    "(IOB1, IOB2), and E-, S- (BIOES) or L-, U- (BILOU)"
+                    f"{where(position)}: the tag {tag!r} is empty or has white space in it"
                 )
-            prefixes.setdefault(tag[0], where(position))
+            if _TAG.fullmatch(tag):
+                prefixes.setdefault(tag[0], where(position))
+            elif strange is None or _ENTITY_TAG.fullmatch(tag):
+                strange = tag, where(position)
         sentences.append((words, tags))
     if not sentences:
         raise ValueError(f"{path}: no sentence in this file")
+    if strange is not None and (prefixes or _ENTITY_TAG.fullmatch(strange[0])):
+        raise ValueError(
+            f"{strange[1]}: {strange[0]!r} is no IOB tag; allowed: O, B-TYPE, I-TYPE (IOB1, IOB2), "
+            "and E-, S- (BIOES) or L-, U- (BILOU); or only plain tags, none of them O"
+        )
+    if strange is not None:
+        return _plain_corpus(path, sentences, label_map, language)
     if prefixes.keys() & {"E", "S"} and prefixes.keys() & {"L", "U"}:
         mixed = [prefixes[p] for p in ("E", "S", "L", "U") if p in prefixes]
         raise ValueError(f"{path}: tags mix BIOES and BILOU (see {mixed[0]} and {mixed[-1]})")
-    return _to_corpus(path, sentences, bool(prefixes.keys() & set("ESLU")), label_map)
+    return _to_corpus(path, sentences, bool(prefixes.keys() & set("ESLU")), label_map, language)
+
+
+def _plain_corpus(
+    path: Path,
+    sentences: Sequence[tuple[tuple[str, ...], list[str]]],
+    label_map: LabelMap | None,
+    language: str,
+) -> Corpus:
+    """Plain tags, with the label map applied to the whole tag."""
+    known: dict[str, str] = {}
+    return Corpus(
+        path=path,
+        sentences=tuple(
+            Sentence(
+                words,
+                tuple(known.setdefault(t, _mapped_type(t, label_map) or OUTSIDE) for t in tags),
+                language=language,
+            )
+            for words, tags in sentences
+        ),
+        scheme="tags",
+        repaired=0,
+        digest=file_digest(path),
+        label_map=label_map,
+        language=language,
+    )
 
 
 def _to_corpus(
@@ -229,6 +317,7 @@ def _to_corpus(
     sentences: Sequence[tuple[tuple[str, ...], list[str]]],
     bioes: bool,
     label_map: LabelMap | None,
+    language: str,
 ) -> Corpus:
     """Bring the tags of a whole file to IOB2 and apply the label map."""
     stray = plain_begin = 0
@@ -257,50 +346,64 @@ def _to_corpus(
     return Corpus(
         path=path,
         sentences=tuple(
-            Sentence(words, tuple(known.setdefault(t, _mapped(t, label_map)) for t in tags))
+            Sentence(
+                words,
+                tuple(known.setdefault(t, _mapped(t, label_map)) for t in tags),
+                language=language,
+            )
             for (words, _), tags in zip(sentences, converted, strict=True)
         ),
         scheme=scheme,
         repaired=0 if scheme == "IOB1" else stray,
         digest=file_digest(path),
         label_map=label_map,
+        language=language,
     )
 
 
 def _mapped(tag: str, label_map: LabelMap | None) -> str:
     if tag == "O" or label_map is None:
         return sys.intern(tag)
-    kind = tag[2:]
-    target = label_map[kind] if kind in label_map else label_map.get("*", kind)
+    target = _mapped_type(tag[2:], label_map)
     return "O" if target is None else sys.intern(tag[:2] + target)
+
+
+def _mapped_type(kind: str, label_map: LabelMap | None) -> str | None:
+    if label_map is None:
+        return sys.intern(kind)
+    return label_map[kind] if kind in label_map else label_map.get("*", kind)
 
 
 def read_transfer(paths: Iterable[Path | str]) -> Iterator[Sentence]:
     """Sentences of transfer text, file after file, in constant memory.
 
     CoNLL files give ``words`` (whatever their last column holds), plain text gives ``text``
-    (blank lines skipped, outer white space stripped), JSONL and Parquet what they have.
+    (blank lines skipped, outer white space stripped), JSONL and Parquet what they have. Each path
+    may have its language before it (``de=FILE``).
 
     Raises:
         ValueError: as :func:`read_labelled`, or a ``.txt`` file that holds CoNLL columns. All
             paths are checked to exist and to be of a known format before the first sentence.
     """
-    plan = [(path, detect_format(path, labelled=False)) for path in map(Path, paths)]
+    plan = [
+        (language, path, detect_format(path, labelled=False))
+        for language, path in map(split_language, paths)
+    ]
     return _stream(plan)
 
 
-def _stream(plan: Sequence[tuple[Path, Format]]) -> Iterator[Sentence]:
-    for path, kind in plan:
+def _stream(plan: Sequence[tuple[str, Path, Format]]) -> Iterator[Sentence]:
+    for language, path, kind in plan:
         count = 0
         if kind == "text":
             for text in _text_lines(path):
                 count += 1
-                yield Sentence(text=text)
+                yield Sentence(text=text, language=language)
         else:
             readers = {"conll": _conll_rows, "jsonl": _jsonl_rows, "parquet": _parquet_rows}
             for _, words, text_or_none, _ in readers[kind](path, labelled=False):
                 count += 1
-                yield Sentence(words=words, text=text_or_none)
+                yield Sentence(words=words, text=text_or_none, language=language)
         if not count:
             raise ValueError(f"{path}: no sentence in this file")
 

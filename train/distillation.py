@@ -8,6 +8,8 @@ Then the student is trained (:mod:`~xdistil_fast.train.trainer`) as the schedule
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import shutil
 import time
@@ -18,22 +20,25 @@ from typing import Any
 import torch
 
 from xdistil_fast import _core
-from xdistil_fast.labels import validate_labels
+from xdistil_fast.labels import label_types, scheme_of, validate_labels
 from xdistil_fast.model_io import (
     CARD_FILE,
     WEIGHTS_FILE,
     file_digest,
     save_folder,
 )
-from xdistil_fast.train import checkpoint, embeddings, runs
-from xdistil_fast.train.cache import Cache, Texts, build_cache
-from xdistil_fast.train.card import model_card
-from xdistil_fast.train.classification import ClassificationJob
+from xdistil_fast.train import checkpoint, distributed, embeddings, runs
+from xdistil_fast.train.augmentation import Augmenter, parse_augmentation
+from xdistil_fast.train.cache import Cache, build_cache
+from xdistil_fast.train.card import model_card, teacher_on_dev
+from xdistil_fast.train.classification import Classification, ClassificationJob
 from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_size
-from xdistil_fast.train.corpora import Corpus, check_label_map, read_labelled
+from xdistil_fast.train.corpora import Corpus, check_label_map, labelling_of, read_labelled
+from xdistil_fast.train.languages import check_languages
 from xdistil_fast.train.representation import Representation
 from xdistil_fast.train.tagging import Tagging
 from xdistil_fast.train.teacher import Teacher
+from xdistil_fast.train.texts import Texts
 from xdistil_fast.train.trainer import Trainer
 from xdistil_fast.train.vocabulary import Vocabulary, cut_vocabulary
 
@@ -59,6 +64,15 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         OSError: a full disk, say. The same call goes on from the last checkpoint.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the state was saved.
     """
+    with distributed.joined() as ranks:
+        if not ranks.first:
+            config = dataclasses.replace(config, progress=False)
+        return _distill(config, command, ranks)
+
+
+def _distill(
+    config: DistillConfig, command: Sequence[str], ranks: distributed.Ranks
+) -> dict[str, Any]:
     out = Path(config.output)
     checkpoint.check_output(out)
     from_file = config.embeddings not in EMBEDDING_STARTS
@@ -72,26 +86,35 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         "settings": settings,
         "teacher": teacher.digest(),
         "labels": teacher.labels,
-        "data": [[entry["role"], entry["digest"]] for entry in data],
+        "data": [
+            [entry["role"], entry["digest"], *([entry["language"]] if "language" in entry else [])]
+            for entry in data
+        ],
         "embeddings_file": embeddings_digest,
     }
     if (record := checkpoint.finished_before(out, key)) is not None:
         return record
     part = out.with_name(out.name + ".part")
-    checkpoint.open_part(part, key)
+    ranks.first_goes_ahead(lambda: checkpoint.open_part(part, key))
     clock = time.perf_counter()
-    cache, cache_key = job.build_cache(Path(config.cache) if config.cache else part / _CACHE_FOLDER)
+    root = Path(config.cache) if config.cache else part / _CACHE_FOLDER
+    cache, cache_key = job.build_cache(root, ranks)
     label_seconds = time.perf_counter() - clock
     table = teacher.word_piece_embeddings()
     vocabulary = cut_vocabulary(
         teacher.tokenizer, cache.piece_counts(len(table)), config.min_piece_count
     )
-    trainer = Trainer(config, job.task(vocabulary, cache), cache, part)
+    task = job.task(vocabulary, cache)
+    trainer = Trainer(config, task, cache, part, ranks)
     size, _ = parse_size(config.student)
     trainer.restore(len(vocabulary), size, lambda: _start_values(config, vocabulary, table))
     trainer.seconds["labelling"] += label_seconds
     trainer.go()
-    return _finish(trainer, out, key, teacher, vocabulary, data, cache_key, command)
+    ranks.wait()  # nobody reads in the working folder any more
+    if ranks.first:
+        _finish(trainer, task, out, key, teacher, vocabulary, data, cache_key, command)
+    ranks.wait()
+    return runs.read_run(out)
 
 
 class TaggingJob:
@@ -102,7 +125,7 @@ class TaggingJob:
         data: entries of ``run.json`` for all files.
 
     Raises:
-        ValueError: files and teacher that do not go together.
+        ValueError: files, settings and teacher that do not go together.
     """
 
     def __init__(self, config: DistillConfig) -> None:
@@ -110,8 +133,15 @@ class TaggingJob:
         self.label_map = None if config.label_map is None else check_label_map(config.label_map)
         train = tuple(read_labelled(path, self.label_map) for path in config.train)
         self.dev = tuple(read_labelled(path, self.label_map) for path in config.dev)
+        check_languages(self.dev, "dev")
         hidden = () if config.keep_dev_sentences else self.dev
         self.texts = Texts(train, hidden, config.transfer)
+        languages = self.texts.languages
+        if config.language_sampling != 1 and (not languages or "" in languages):
+            raise ValueError(
+                f"language_sampling is {config.language_sampling:g}; it needs the language of all "
+                "files of train and transfer (LANG=FILE)"
+            )
         self.data = [
             *(corpus.describe("train") for corpus in train),
             *(corpus.describe("dev") for corpus in self.dev),
@@ -119,17 +149,21 @@ class TaggingJob:
         ]
         self.teacher = Teacher.from_pretrained(config.teacher)
         check_labels(self.teacher.labels, train, self.dev)
+        if rates := parse_augmentation(config.augment):
+            mask = getattr(self.teacher.hf_tokenizer, "mask_token", None)
+            make = functools.partial(Augmenter, rates, train, config.seed, mask)
+            make()  # refuses what cannot be before any work
+            self.texts = dataclasses.replace(self.texts, augmenter=make)
         self._representation = _representation(config, self.teacher)
 
-    def build_cache(self, root: Path) -> tuple[Cache, str]:
+    def build_cache(self, root: Path, ranks: distributed.Ranks) -> tuple[Cache, str]:
         """Have the teacher label all sentences."""
         config = self.config
         return build_cache(
             root,
             self.teacher,
             self.texts,
-            [str(entry["digest"]) for entry in self.data]
-            + [str(self.label_map), str(len(self.texts.dev))],
+            self._content(),
             max_length=config.max_length,
             pieces=config.pieces,
             soft=config.soft,
@@ -137,7 +171,18 @@ class TaggingJob:
             batch_pieces=config.batch_pieces,
             expected=sum(int(e["sentences"]) for e in self.data if e["role"] != "dev"),
             progress=config.progress,
+            ranks=ranks,
         )
+
+    def _content(self) -> list[str]:
+        """All that decides what the texts hold, for the key of the cache."""
+        content = [str(entry["digest"]) for entry in self.data]
+        content += [str(self.label_map), str(len(self.texts.dev))]
+        if self.texts.languages:
+            content += [str(entry.get("language", "")) for entry in self.data]
+        if self.config.augment:
+            content += [self.config.augment, str(self.config.seed)]
+        return content
 
     def task(self, vocabulary: Vocabulary, cache: Cache) -> Tagging:
         """What the student learns."""
@@ -148,11 +193,17 @@ def check_labels(labels: Sequence[str], train: Sequence[Corpus], dev: Sequence[C
     """Refuse labelled text with entity types that the teacher does not know.
 
     Raises:
-        ValueError: naming file and types; or the teacher's labels are not complete IOB2; or there
-            is no entity at all in ``train``.
+        ValueError: naming file and types; or the teacher's labels are of another scheme or not
+            complete; or there is no entity at all in ``train``.
     """
     validate_labels(labels)
-    known = {label[2:] for label in labels if label != "O"}
+    scheme = scheme_of(labels)
+    if labelling_of([*train, *dev]) != scheme:
+        kinds = {"IOB2": "entities in IOB2", "tags": "plain tags of words"}
+        raise ValueError(
+            f"{train[0].path} does not go with the teacher, whose labels are {kinds[scheme]}"
+        )
+    known = set(label_types(labels))
     for corpus in (*train, *dev):
         if unknown := sorted(corpus.types - known):
             raise ValueError(
@@ -195,6 +246,7 @@ def _start_values(
 
 def _finish(
     trainer: Trainer,
+    task: Tagging | Classification,
     out: Path,
     key: dict[str, Any],
     teacher: Teacher,
@@ -204,11 +256,14 @@ def _finish(
     command: Sequence[str],
 ) -> dict[str, Any]:
     """Write the model folder from the best epoch and move it to ``out``."""
-    config, task, cache = trainer.config, trainer.task, trainer.cache
+    config, cache = trainer.config, trainer.cache
     tensors = task.stored(trainer.best)
     parameters = sum(value.size for value in tensors.values())
+    dev = task.evaluate(tensors)
+    if isinstance(task, Tagging) and task.dev_languages:
+        dev |= task.against_teacher(tensors, teacher)
     metrics = {
-        "dev": task.evaluate(tensors),
+        "dev": dev,
         "best_epoch": trainer.best_epoch,
         "parameters": parameters,
         "teacher_parameters": teacher.parameters,
@@ -245,7 +300,8 @@ def _finish(
         cache=cache_key,
         key=key,
     )
-    (folder / CARD_FILE).write_text(model_card(out.name, model_config, record), "utf-8")
+    card = model_card(out.name, model_config, record, teacher_on_dev(config.teacher, data))
+    (folder / CARD_FILE).write_text(card, "utf-8")
     runs.write_json(folder / HISTORY_FILE, {"epochs": trainer.history})
     runs.write_run(folder, record)
     os.replace(folder, out)

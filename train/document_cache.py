@@ -29,15 +29,15 @@ from xdistil_fast.train.cache import (
     Batch,
     Cache,
     Shards,
-    Texts,
     align_text,
-    fingerprint,
     half,
 )
 from xdistil_fast.train.corpora import Sentence, read_transfer
+from xdistil_fast.train.distributed import Ranks
 from xdistil_fast.train.document_teacher import DocumentTeacher
 from xdistil_fast.train.documents import Documents
 from xdistil_fast.train.representation import Components, FloatArray, principal_components
+from xdistil_fast.train.texts import Texts, fingerprint
 
 _FORMAT = 1
 
@@ -46,7 +46,7 @@ _FORMAT = 1
 class LabelledTexts:
     """The texts of a run: all of ``train`` with their classes, then the transfer text.
 
-    What is left out of the transfer text is as in :class:`~xdistil_fast.train.cache.Texts`.
+    What is left out of the transfer text is as in :class:`~xdistil_fast.train.texts.Texts`.
 
     Attributes:
         train: labelled files.
@@ -142,6 +142,7 @@ def build_document_cache(
     batch_pieces: int = 8192,
     expected: int | None = None,
     progress: bool = True,
+    ranks: Ranks | None = None,
 ) -> tuple[DocumentCache, str]:
     """Label all texts with the teacher, or take up what was labelled before.
 
@@ -156,6 +157,7 @@ def build_document_cache(
         batch_pieces: pieces the teacher is given at once.
         expected: number of texts, about.
         progress: show a bar, in pieces.
+        ranks: the processes that do it together; this one alone if None.
 
     Returns:
         The cache and its key.
@@ -175,7 +177,7 @@ def build_document_cache(
         "layer": layer,
         "shard_sentences": SHARD_SENTENCES,
     }
-    shards = Shards(root, about)
+    shards = Shards(root, about, ranks)
     if not shards.complete:
         asked = soft or layer is not None
         index = {label: number for number, label in enumerate(teacher.labels)}

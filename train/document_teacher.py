@@ -173,7 +173,7 @@ class _DocumentRun(TrainingRun):
     ) -> npt.NDArray[np.int64]:
         return np.array([self.class_of[run] for run in runs], np.int64)
 
-    def _evaluate(self) -> ClassScores:
+    def _evaluate(self) -> tuple[float, ClassScores, dict[str, Any]]:
         assert isinstance(self.teacher, DocumentTeacher)
         with tqdm(
             total=len(self.dev_texts),
@@ -183,7 +183,9 @@ class _DocumentRun(TrainingRun):
             dynamic_ncols=True,
             leave=False,
         ) as bar:
-            return score_classes(self.dev_labels, self.teacher.classify(self.dev_texts, bar.update))
+            found = self.teacher.classify(self.dev_texts, bar.update)
+        scores = score_classes(self.dev_labels, found)
+        return scores.accuracy, scores, scores.to_dict()
 
 
 def fine_tune_classifier(

@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -29,7 +29,7 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from xdistil_fast.labels import make_labels
+from xdistil_fast.labels import make_labels, scheme_of
 from xdistil_fast.scoring import score
 from xdistil_fast.train import checkpoint, runs
 from xdistil_fast.train.alignment import (
@@ -40,7 +40,14 @@ from xdistil_fast.train.alignment import (
     split_points,
     tag_ids,
 )
-from xdistil_fast.train.corpora import Corpus
+from xdistil_fast.train.corpora import Corpus, labelling_of
+from xdistil_fast.train.languages import (
+    check_languages,
+    chosen_by,
+    language_report,
+    languages_of,
+    score_languages,
+)
 from xdistil_fast.train.teacher import (
     Teacher,
     check_vocabulary,
@@ -132,7 +139,8 @@ def fine_tune(
     Args:
         base: local folder or Hub id of a Hugging Face encoder.
         train: labelled corpora to learn from; their entity types make the labels.
-        dev: labelled corpora that choose the epoch, by strict word-level F1.
+        dev: labelled corpora that choose the epoch, by strict word-level F1; where they have
+            languages, by its mean over these.
         out: folder to make. One made by the same run is left as it is.
         settings: see :class:`TeacherSettings`.
         command: argv for ``run.json``.
@@ -193,6 +201,24 @@ def fast_bf16(device: torch.device) -> bool:
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, check, bool)() for check in checks)
     return False
+
+
+def adamw(
+    parameters: Iterable[torch.nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    device: torch.device,
+) -> torch.optim.AdamW:
+    """AdamW that decays matrices but no biases and norms."""
+    trained = [p for p in parameters if p.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=learning_rate,
+        fused=device.type in ("cpu", "cuda"),
+    )
 
 
 def epoch_batches(
@@ -264,7 +290,9 @@ class TrainingRun:
         self.lengths = np.array([stop - start for start, stop in self.runs], dtype=np.int64)
         self.steps_per_epoch = math.ceil(len(self.runs) / settings.batch_size)
         self.names = dict(self.model.named_parameters())
-        self.optimizer = self._optimizer()
+        self.optimizer = adamw(
+            self.names.values(), settings.learning_rate, settings.weight_decay, self.device
+        )
         self.autocast = fast_bf16(self.device)
         self.state = _State(0, 0, {}, [], 0.0)
         self.best: dict[str, torch.Tensor] = {}
@@ -288,6 +316,7 @@ class TrainingRun:
             for run in split_points(alignment, i, self.max_length)
         ]
         dev_words, self.dev_tags = _words_and_tags(dev)
+        self.dev_languages = languages_of(dev)
         self.dev_alignment: Alignment = align(self.teacher.tokenizer, dev_words)
 
     def go(self, on_epoch: Callable[[int, Any], None] | None) -> None:
@@ -296,12 +325,11 @@ class TrainingRun:
         for epoch in range(self.state.epoch + 1, self.settings.epochs + 1):
             started = time.perf_counter()
             loss = self._epoch(epoch)
-            scores = self._evaluate()
-            value = getattr(scores, self.metric)
+            value, scores, best_scores = self._evaluate()
             best = max((h[f"dev_{self.metric}"] for h in self.state.history), default=-1.0)
             if value > best:
                 self.state.best_epoch = epoch
-                self.state.best_scores = scores.to_dict()
+                self.state.best_scores = best_scores
                 self.best = {
                     k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()
                 }
@@ -387,7 +415,8 @@ class TrainingRun:
             targets[row, begin : begin + stop - start] = self.targets[start:stop]
         return targets
 
-    def _evaluate(self) -> Any:
+    def _evaluate(self) -> tuple[float, Any, dict[str, Any]]:
+        """What the epoch is chosen by, scores on dev, and the same as JSON."""
         with tqdm(
             total=len(self.dev_alignment),
             desc="dev",
@@ -396,21 +425,12 @@ class TrainingRun:
             dynamic_ncols=True,
             leave=False,
         ) as bar:
-            return score(self.dev_tags, self.teacher.tag(self.dev_alignment, bar.update))
-
-    def _optimizer(self) -> torch.optim.AdamW:
-        trained = [p for p in self.names.values() if p.requires_grad]
-        return torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in trained if p.ndim > 1],
-                    "weight_decay": self.settings.weight_decay,
-                },
-                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=self.settings.learning_rate,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+            found = self.teacher.tag(self.dev_alignment, bar.update)
+        scheme = scheme_of(self.teacher.labels)
+        scores = score(self.dev_tags, found, scheme)
+        languages = score_languages(self.dev_languages, self.dev_tags, found, scheme)
+        record = scores.to_dict() | (language_report(languages) if languages else {})
+        return chosen_by(scores, languages), scores, record
 
     def _save(self) -> None:
         """Checkpoint of this epoch, written beside and renamed; then the older one goes."""
@@ -507,6 +527,8 @@ def _finish(
 def _labels(train: Sequence[Corpus], dev: Sequence[Corpus]) -> list[str]:
     if not train or not dev:
         raise ValueError("both train and dev need at least one corpus")
+    check_languages(dev, "dev")
+    scheme = labelling_of([*train, *dev])
     types = frozenset[str]().union(*(c.types for c in train))
     if not types:
         raise ValueError(f"{train[0].path}: no entity in the training sentences")
@@ -516,6 +538,8 @@ def _labels(train: Sequence[Corpus], dev: Sequence[Corpus]) -> list[str]:
                 f"{corpus.path}: entity types {unknown} do not occur in train, which has "
                 f"{sorted(types)}; a label map can rename or drop them"
             )
+    if scheme == "tags":
+        return sorted({tag for c in train for s in c.sentences for tag in s.tags or ()})
     return make_labels(types)
 
 
@@ -526,7 +550,8 @@ def _words_and_tags(
     return [s.words or () for s in sentences], [s.tags or () for s in sentences]
 
 
-def _identity(corpus: Any) -> dict[str, Any]:
-    """What of a corpus decides the result: its bytes and the label map, not its name."""
+def _identity(corpus: Corpus) -> dict[str, Any]:
+    """What of a corpus decides the result: its bytes, label map and language, not its name."""
     label_map = None if corpus.label_map is None else dict(corpus.label_map)
-    return {"digest": corpus.digest, "label_map": label_map}
+    language = {"language": corpus.language} if corpus.language else {}
+    return {"digest": corpus.digest, "label_map": label_map, **language}

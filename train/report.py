@@ -5,8 +5,10 @@ Records are ``run.json`` of teacher and student folders and the JSON files of ``
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,18 @@ def load_runs(paths: Iterable[Path | str]) -> list[Run]:
     return list(found.values())
 
 
+def check_output(path: Path) -> None:
+    """Refuse a page that cannot be written, before any work.
+
+    Raises:
+        ValueError: it is a folder, or its folder is missing.
+    """
+    if path.is_dir():
+        raise ValueError(f"output {path} is a folder; it must be a file")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"output {path}: the folder {path.parent} does not exist")
+
+
 def write_report(page: str, path: Path | str) -> None:
     """Write the page beside ``path`` and rename it there."""
     path = Path(path)
@@ -94,6 +108,7 @@ def build_report(loaded: Sequence[Run]) -> str:
         "the machines below.\n",
         _evaluations(tagging, machines),
         _students([run for run in tagging if run.kind == "student"], machines),
+        _comparisons(tagging),
         _teachers([run for run in tagging if run.kind == "teacher"], machines),
         _classification([run for run in loaded if _classifies(run)], machines),
         _data(loaded),
@@ -153,7 +168,7 @@ def _evaluations(loaded: Sequence[Run], machines: _Machines) -> str:
             f"{first.get('metrics', 'support'):,} entities.",
             *(f"Types: {_cell(shown)}." for shown in sorted(maps)),
             "",
-            *_table(
+            *markdown_table(
                 ["model", "kind", "parameters", "precision", "recall", "F1", "of teacher's F1",
                  "seconds", "machine"],
                 [_evaluation(run, known, by_digest, machines) for run in group],
@@ -164,7 +179,7 @@ def _evaluations(loaded: Sequence[Run], machines: _Machines) -> str:
         lines += [
             "F1 by type (entities in the data):",
             "",
-            *_table(
+            *markdown_table(
                 ["model", *(f"{kind} ({_support(group, kind):,})" for kind in types)],
                 [
                     [_model_name(run, known), *(_type_f1(run, kind) for kind in types)]
@@ -217,6 +232,95 @@ def _students(students: Sequence[Run], machines: _Machines) -> str:
     columns = ["student", "size", "head", "teacher", "dev F1", "epoch", "parameters", "folder",
                "training", "machine", "weights"]  # fmt: skip
     return _section("## Students", columns, rows)
+
+
+def _comparisons(loaded: Sequence[Run]) -> str:
+    """What differs among students that were chosen on the same dev files, and what came of it.
+
+    Runs that differ in nothing but the seed make one row, with mean and standard deviation (of a
+    sample). Scores on further data are shown where evaluations of every run of a row are given.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in loaded:
+        if run.kind == "student":
+            dev = [entry for entry in run.get("data") if entry.get("role") == "dev"]
+            groups.setdefault(repr(_keys_of(dev)), []).append(run)
+    lines: list[str] = []
+    for group in groups.values():
+        if len(group) > 1:
+            first = group[0].get("data")
+            names = [str(entry["name"]) for entry in first if entry.get("role") == "dev"]
+            lines += [f"### Chosen on {_cell(', '.join(names) or 'unknown dev')}", ""]
+            lines += [*_comparison(group, loaded), ""]
+    if not lines:
+        return ""
+    note = (
+        "Settings that are the same in all runs of a table are left out. Runs that differ only in "
+        "the seed share a row: mean ± standard deviation. The command of each run is below, by "
+        "its name."
+    )
+    return "\n".join(["## What differs", "", note, "", *lines])
+
+
+def _comparison(group: Sequence[Run], loaded: Sequence[Run]) -> list[str]:
+    settings = [_settings_of(run) for run in group]
+    names = dict.fromkeys(name for values in settings for name in values)
+    varying = [name for name in names if len({values.get(name, _NONE) for values in settings}) > 1]
+    shown = [name for name in varying if name != "seed"]
+    rows: dict[tuple[str, ...], list[tuple[Run, str]]] = {}
+    for run, values in zip(group, settings, strict=True):
+        key = tuple(values.get(name, _NONE) for name in shown)
+        rows.setdefault(key, []).append((run, values.get("seed", _NONE)))
+    tests: dict[tuple[str, ...], tuple[str, dict[str, float]]] = {}
+    for run in loaded:
+        if run.kind == "eval" and run.get("model", "digest") in {r.get("digest") for r in group}:
+            title = ", ".join(str(entry["name"]) for entry in run.get("data"))
+            scores = tests.setdefault(_data_key(run), (title, {}))[1]
+            scores[run.get("model", "digest")] = run.get("metrics", "f1")
+    columns = ["runs", *shown, "seeds", "dev F1", *(f"F1 on {name}" for name, _ in tests.values())]
+    table = []
+    for key, members in rows.items():
+        digests = [run.get("digest") for run, _ in members]
+        table.append(
+            [
+                ", ".join(run.name for run, _ in members),
+                *key,
+                ", ".join(seed for _, seed in members),
+                _mean([run.get("metrics", "dev", "f1") for run, _ in members]),
+                *(
+                    _mean([scores[d] for d in digests]) if scores.keys() >= set(digests) else _NONE
+                    for _, scores in tests.values()
+                ),
+            ]
+        )
+    return markdown_table(columns, table)
+
+
+def _settings_of(run: Run) -> dict[str, str]:
+    """Settings of a student as text, and by role the files it was made from (dev is the same)."""
+    found = {
+        str(name): value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in run.get("settings").items()
+    }
+    key = run.record.get("key")
+    if isinstance(key, Mapping) and isinstance(key.get("teacher"), str):
+        found["teacher"] = f"{found.get('teacher', '')} ({key['teacher'][:8]})".strip()
+    for entry in run.get("data"):
+        role = str(entry.get("role", _NONE))
+        if role != "dev":
+            name = f"{entry['name']} ({str(entry['digest'])[:8]})"
+            found[role] = f"{found[role]}, {name}" if role in found else name
+    return found
+
+
+def _mean(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def _keys_of(entries: Iterable[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
+    return [(entry["digest"], _mapped(entry)) for entry in entries]
 
 
 def _teachers(teachers: Sequence[Run], machines: _Machines) -> str:
@@ -294,10 +398,11 @@ def _commands(loaded: Sequence[Run]) -> str:
 
 
 def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join([title, "", *_table(columns, rows), ""]) if rows else ""
+    return "\n".join([title, "", *markdown_table(columns, rows), ""]) if rows else ""
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table; its cells cannot break it."""
     return [
         "| " + " | ".join(map(_cell, columns)) + " |",
         "|" + "---|" * len(columns),

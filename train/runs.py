@@ -10,10 +10,10 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 RUN_FILE = "run.json"
-Kind: TypeAlias = Literal["teacher", "student", "eval"]
+Kind: TypeAlias = Literal["pretrain", "teacher", "student", "eval"]
 
 _PACKAGES = ("xdistil-fast", "numpy", "tokenizers", "safetensors", "torch", "transformers")
 
@@ -106,6 +106,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         raise
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: it is none.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from None
+
+
 def run_record(
     kind: Kind,
     *,
@@ -159,12 +172,10 @@ def read_run(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if path.is_dir():
         path = path / RUN_FILE
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from None
+    record = read_json(path)
     kind = record.get("kind") if isinstance(record, dict) else None
-    if kind not in ("teacher", "student", "eval"):
-        raise ValueError(f"{path}: kind is {kind!r}; allowed: 'teacher', 'student', 'eval'")
+    if kind not in get_args(Kind):
+        allowed = ", ".join(map(repr, get_args(Kind)))
+        raise ValueError(f"{path}: kind is {kind!r}; allowed: {allowed}")
     assert isinstance(record, dict)
     return record

@@ -7,6 +7,7 @@ saying where each sentence starts. Nothing is padded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,18 @@ import torch
 from torch import Tensor
 
 from xdistil_fast import nn, student, torch_ops
-from xdistil_fast.labels import OUTSIDE
+from xdistil_fast.labels import outside_of
 from xdistil_fast.train.alignment import Alignment
 from xdistil_fast.train.schedules import GROUPS
 
 FloatArray = npt.NDArray[np.float32]
+
+
+class Dropout(Protocol):
+    """Source of dropout: a NumPy generator, or the part of one that belongs to some rows."""
+
+    def bytes(self, length: int, /) -> bytes:
+        """Random bytes."""
 
 
 class Student(torch.nn.Module):
@@ -60,16 +68,12 @@ class Student(torch.nn.Module):
                 nn.Linear(2 * hidden_size, projection_size) if projection_size else None
             )
 
-    def forward(
-        self, ids: Tensor, cu_seqlens: Tensor, generator: np.random.Generator | None = None
-    ) -> Tensor:
+    def forward(self, ids: Tensor, cu_seqlens: Tensor, generator: Dropout | None = None) -> Tensor:
         """Emissions of a batch, [P, C]; the arguments are those of :meth:`encode`."""
         emissions: Tensor = self.output(self.encode(ids, cu_seqlens, generator))
         return emissions
 
-    def encode(
-        self, ids: Tensor, cu_seqlens: Tensor, generator: np.random.Generator | None = None
-    ) -> Tensor:
+    def encode(self, ids: Tensor, cu_seqlens: Tensor, generator: Dropout | None = None) -> Tensor:
         """States of the BiLSTM, which ``output`` and ``projection`` read.
 
         Args:
@@ -85,7 +89,7 @@ class Student(torch.nn.Module):
         values = self.bilstm(values, cu_seqlens)
         return self._drop(values, generator)
 
-    def _drop(self, values: Tensor, generator: np.random.Generator | None) -> Tensor:
+    def _drop(self, values: Tensor, generator: Dropout | None) -> Tensor:
         # 16 random bits an element: the mask costs a tenth of one from torch's generator.
         dropped = round(self.dropout * 65536)
         if generator is None or not dropped:
@@ -124,7 +128,8 @@ def tag_words(
         labels: C labels.
 
     Returns:
-        One list of tags a sentence; words without pieces get ``O``.
+        One list of tags a sentence; words without pieces get ``O``, or ``_`` where labels have
+        no ``O``.
     """
     with_pieces = alignment.first_piece >= 0
     cu_words = np.concatenate([[0], np.cumsum(with_pieces)])[alignment.cu_words].astype(np.int32)
@@ -132,6 +137,6 @@ def tag_words(
     emissions = tagger.logits(alignment.ids, cu_pieces)
     first = alignment.first_piece[with_pieces]
     found, _ = tagger.decode_words(emissions, cu_pieces, first, cu_words)
-    tags = np.full(len(with_pieces), OUTSIDE, dtype=object)
+    tags = np.full(len(with_pieces), outside_of(labels), dtype=object)
     tags[with_pieces] = np.array(labels, dtype=object)[found]
     return [list(part) for part in np.split(tags, alignment.cu_words[1:-1])]

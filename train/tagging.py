@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from xdistil_fast import student as serving
+from xdistil_fast.labels import scheme_of
 from xdistil_fast.model_io import ModelConfig
-from xdistil_fast.scoring import score
+from xdistil_fast.scoring import Scores, score
 from xdistil_fast.train import losses
 from xdistil_fast.train.alignment import IGNORED, align, inside_of
 from xdistil_fast.train.cache import Batch
 from xdistil_fast.train.config import DistillConfig, parse_size
 from xdistil_fast.train.corpora import Corpus
-from xdistil_fast.train.student import FloatArray, Student, tag_words
+from xdistil_fast.train.languages import language_report, languages_of, score_languages
+from xdistil_fast.train.student import Dropout, FloatArray, Student, tag_words
+from xdistil_fast.train.teacher import Teacher
 from xdistil_fast.train.vocabulary import Vocabulary
 
 REPRESENTATION_LOSSES = {
@@ -33,12 +36,12 @@ class Tagging:
     """Labels for pieces; :class:`~xdistil_fast.train.trainer.Task` for what its methods are.
 
     Attributes:
-        labels: C labels, IOB2.
+        metric: ``f1``, or its mean over languages where the files of ``dev`` have one.
+        labels: C labels.
         vocabulary: the student's.
         student: set by :meth:`build`.
     """
 
-    metric = "f1"
     student: Student
 
     def __init__(
@@ -61,9 +64,13 @@ class Tagging:
         self.config, self.labels, self.vocabulary = config, list(labels), vocabulary
         self.representation_width = representation_width
         self.inside = inside_of(self.labels)
+        self.scheme = scheme_of(self.labels)
+        self.dev_languages = languages_of(dev)
+        self.metric = "macro_f1" if self.dev_languages else "f1"
         sentences = [sentence for corpus in dev for sentence in corpus.sentences]
         self.dev_tags = [sentence.tags or () for sentence in sentences]
-        self.dev = align(vocabulary.tokenizer(), [sentence.words or () for sentence in sentences])
+        self.dev_words = [sentence.words or () for sentence in sentences]
+        self.dev = align(vocabulary.tokenizer(), self.dev_words)
 
     def build(self, embeddings: FloatArray) -> Student:
         """Make the student from the start [V, E] of its table."""
@@ -79,6 +86,10 @@ class Tagging:
         )
         return self.student
 
+    def size(self, batch: Batch) -> int:
+        """Number of pieces of the student."""
+        return len(self.vocabulary.respell(batch.ids)[0])
+
     def reached(self, wanted: Collection[str]) -> set[str]:
         """Layers that these losses depend on."""
         found = {"bilstm", "embedding"}
@@ -89,7 +100,7 @@ class Tagging:
         return found
 
     def losses(
-        self, batch: Batch, wanted: Collection[str], generator: np.random.Generator | None
+        self, batch: Batch, wanted: Collection[str], generator: Dropout | None
     ) -> dict[str, Tensor]:
         """Losses of a batch, see :mod:`~xdistil_fast.train.losses`."""
         own, said = self._in_student_pieces(batch)
@@ -163,10 +174,28 @@ class Tagging:
         return {**served, "embedding.weight": table}
 
     def evaluate(self, tensors: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-        """Strict word-level scores on dev, by the code that users run."""
+        """Strict word-level scores on dev, by the code that users run; also by language."""
+        found = self._tags(tensors)
+        scores: dict[str, Any] = score(self.dev_tags, found, self.scheme).to_dict()
+        if self.dev_languages:
+            scores |= language_report(self._by_language(found))
+            scores["macro_f1"] = scores["macro"]["f1"]
+        return scores
+
+    def against_teacher(
+        self, tensors: dict[str, npt.NDArray[Any]], teacher: Teacher
+    ) -> dict[str, Any]:
+        """Scores on dev by language beside the teacher's, see ``languages.language_report``."""
+        of_teacher = self._by_language(teacher.tag_words(self.dev_words))
+        return language_report(self._by_language(self._tags(tensors)), of_teacher)
+
+    def _tags(self, tensors: dict[str, npt.NDArray[Any]]) -> list[list[str]]:
         widened = {name: value.astype(np.float32) for name, value in tensors.items()}
         tagger = serving.Student(self.model_config(), widened)
-        return score(self.dev_tags, tag_words(tagger, self.dev, self.labels)).to_dict()
+        return tag_words(tagger, self.dev, self.labels)
+
+    def _by_language(self, found: list[list[str]]) -> dict[str, Scores]:
+        return score_languages(self.dev_languages, self.dev_tags, found, self.scheme)
 
     def model_config(self, **more: Any) -> ModelConfig:
         """``config.json`` of the student."""

@@ -33,6 +33,7 @@ Model: TypeAlias = Any
 HFTokenizer: TypeAlias = Any
 Self = TypeVar("Self", bound="Teacher")
 
+_UNNAMED = re.compile(r"LABEL_\d+")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Their position table starts behind the padding index, which takes rows away.
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})
@@ -48,7 +49,7 @@ class Teacher:
     Attributes:
         auto_model: class of transformers that loads it.
         task: of that class, in words.
-        labels: label names by id, IOB2.
+        labels: label names by id, IOB2 or plain tags.
         tokenizer: the backend tokeniser, without truncation and padding.
         max_pieces: pieces that fit into one window of the model, special tokens not counted.
     """
@@ -86,7 +87,7 @@ class Teacher:
 
         Raises:
             ValueError: nothing there; no fast tokeniser; weights that are missing, of another
-                shape than ``config.json`` says or not finite; labels that are not IOB2.
+                shape than ``config.json`` says or not finite; labels that are of no scheme.
         """
         name = resolve_name(path)
         with quiet_transformers():
@@ -113,10 +114,13 @@ class Teacher:
         """
         labels = names_of_config(config)
         try:
+            if labels and all(map(_UNNAMED.fullmatch, labels)):
+                raise ValueError(f"{labels[0]!r} is what transformers calls a label without a name")
             validate_labels(labels)
         except ValueError as error:
             raise ValueError(
-                f"{name}: labels are not IOB2 ({error}); 'xdistil teacher' makes such a model"
+                f"{name}: labels are not IOB2, nor plain tags ({error}); 'xdistil teacher' makes "
+                "such a model"
             ) from None
         return labels
 
@@ -290,7 +294,7 @@ class Teacher:
     def tag_words(
         self, sentences: Sequence[Sequence[str]], progress: Progress | None = None
     ) -> list[list[str]]:
-        """Most probable tag of every word; words without pieces get ``O``."""
+        """Most probable tag of every word; see :func:`~.alignment.words_from_pieces`."""
         if not sentences:
             return []
         return self.tag(align(self.tokenizer, sentences), progress)

@@ -27,8 +27,10 @@ from xdistil_fast.model_io import ModelConfig
 from xdistil_fast.train import checkpoint
 from xdistil_fast.train.cache import Batch, Cache
 from xdistil_fast.train.config import DistillConfig
+from xdistil_fast.train.distributed import Ranks, SharedGenerator
+from xdistil_fast.train.languages import epoch_order
 from xdistil_fast.train.schedules import LOSSES, Fit, Stage, fits_of
-from xdistil_fast.train.student import FloatArray, Student
+from xdistil_fast.train.student import Dropout, FloatArray, Student
 
 Sentences: TypeAlias = "npt.NDArray[np.int64]"
 
@@ -51,11 +53,14 @@ class Task(Protocol):
     def build(self, embeddings: FloatArray) -> Student:
         """Make the student from the start [V, E] of its table; the task keeps it."""
 
+    def size(self, batch: Batch) -> int:
+        """Of how many things the losses of a batch are the mean: its weight among other parts."""
+
     def reached(self, wanted: Collection[str]) -> set[str]:
         """Layers of the student, of ``schedules.GROUPS``, that the losses wanted depend on."""
 
     def losses(
-        self, batch: Batch, wanted: Collection[str], generator: np.random.Generator | None
+        self, batch: Batch, wanted: Collection[str], generator: Dropout | None
     ) -> dict[str, Tensor]:
         """Losses of a batch in the teacher's pieces.
 
@@ -100,7 +105,14 @@ class Trainer:
         seconds: time spent, by kind of work.
     """
 
-    def __init__(self, config: DistillConfig, task: Task, cache: Cache, part: Path) -> None:
+    def __init__(
+        self,
+        config: DistillConfig,
+        task: Task,
+        cache: Cache,
+        part: Path,
+        ranks: Ranks | None = None,
+    ) -> None:
         """Plan a run.
 
         Args:
@@ -108,11 +120,13 @@ class Trainer:
             task: what is learned.
             cache: sentences with the teacher's outputs.
             part: working folder, for checkpoints.
+            ranks: the processes that train together; this one alone if None.
 
         Raises:
             ValueError: a stage has no sentence to train on.
         """
         self.config, self.task, self.cache, self.part = config, task, cache, part
+        self.ranks = ranks or Ranks()
         self.metric = f"dev_{task.metric}"
         self.fits = [
             fit
@@ -161,9 +175,11 @@ class Trainer:
             start_values: gives the start [V, E] of the table.
         """
         saved = checkpoint.load_checkpoint(self.part)
+        self.ranks.wait()  # nobody writes one before all have read it
         first = start_values() if saved is None else np.zeros((rows, size), np.float32)
         self.student = self.task.build(first)
         if saved is None:
+            self.ranks.copy_first(list(self.student.parameters()))
             self._begin_fit()
             return
         tensors, state = saved
@@ -186,7 +202,9 @@ class Trainer:
         self._say(f"going on after {self._title(self.epoch)}, step {self.step}")
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint; that of rank 0 is everybody's."""
+        if not self.ranks.first:
+            return
         tensors = {f"weights/{name}": value for name, value in self.student.tensors().items()}
         tensors.update({f"best/{name}": value for name, value in self.best.items()})
         for name, parameter in self.trained.items():
@@ -258,13 +276,15 @@ class Trainer:
         tensors = self.student.tensors()
         if self._on_dev(self._fit.stage):
             shown = self.metric
-            value = float(self.task.evaluate(self.task.stored(tensors))[self.task.metric])
+            value = self.ranks.first_does(
+                lambda: float(self.task.evaluate(self.task.stored(tensors))[self.task.metric])
+            )
             # The score on dev may stand still, at 0 as a rule while the output layer alone is
             # trained. What further fits build upon must get better all the same: the loss tells
             # equal epochs apart. A single fit keeps the first of them.
             score = [value, -means["loss"] if len(self.fits) > 1 else 0.0]
         else:
-            shown, value = "heldout_loss", self._held_out_loss()
+            shown, value = "heldout_loss", self.ranks.first_does(self._held_out_loss)
             score = [-1.0, -value]  # any score on dev is better
         if score > self.best_score:
             self.best, self.best_score = tensors, score
@@ -304,17 +324,25 @@ class Trainer:
                 bar.update(pieces * self.step // steps)
             while self.step < steps:
                 chosen = order[self.step * config.batch_size :][: config.batch_size]
-                batch = self.cache.batch(chosen)
-                self._step(batch)
+                batch = self.cache.batch(self.ranks.part(chosen))
+                # A signal may come to one rank before another; all must stop after the same step.
+                asked, sizes, pieces_of = self.ranks.gather(
+                    [stop.asked, self.task.size(batch), len(batch.ids)]
+                ).T
+                whole = len(chosen) < self.ranks.size  # the batch, on every rank
+                self._step(batch, sizes.tolist(), whole)
+                done = int(pieces_of[0] if whole else pieces_of.sum())
                 self.step += 1
+                self.pieces += done
                 bar.set_postfix(loss=f"{self.sums['loss'] / self.step:.4f}", refresh=False)
-                bar.update(len(batch.ids))
+                bar.update(done)
                 now = time.perf_counter()
-                if stop.asked or now - saved > 60 * config.checkpoint_minutes:
+                stopping = bool(asked.any()) or (stop.asked and self.ranks.size == 1)
+                if stopping or now - saved > 60 * config.checkpoint_minutes:
                     self.seconds["training"] += now - started
                     self.save()
                     started = saved = time.perf_counter()
-                    if stop.asked:
+                    if stopping:
                         raise KeyboardInterrupt(f"stopped after step {self.step}")
         self.seconds["training"] += time.perf_counter() - started
 
@@ -323,6 +351,9 @@ class Trainer:
         generator = np.random.default_rng([self.config.seed, len(self.history)])
         sentences = self.sentences[self.fit][0]
         count = self.labelled_per_batch
+        if self.config.language_sampling != 1:
+            languages = self.cache.languages()[sentences]
+            return sentences[epoch_order(languages, self.config.language_sampling, generator)]
         if not count:
             return sentences[generator.permutation(len(sentences))]
         chosen = self.labelled[sentences]
@@ -352,8 +383,14 @@ class Trainer:
                 pieces += len(batch.ids)
         return total / pieces
 
-    def _step(self, batch: Batch) -> None:
-        """One step of the optimiser."""
+    def _step(self, batch: Batch, sizes: list[int], whole: bool) -> None:
+        """One step of the optimiser.
+
+        Args:
+            batch: this rank's part.
+            sizes: of the parts of all ranks, see :meth:`Task.size`.
+            whole: every rank has the same, whole batch.
+        """
         config = self.config
         number = self.epoch * self.steps + self.step
         rate = self.lr * rate_factor(number, self._epochs * self.steps, config.warmup, config.decay)
@@ -361,20 +398,27 @@ class Trainer:
             group["lr"] = rate
         # Three numbers, that no step shares its generator with the shuffle of an epoch.
         generator = np.random.default_rng([config.seed, self.steps_before + number, 1])
-        parts = self.task.losses(batch, self.weights.keys(), generator)
+        dropout = (
+            generator
+            if whole or self.ranks.size == 1
+            else SharedGenerator(generator, sizes, self.ranks.rank)
+        )
+        parts = self.task.losses(batch, self.weights.keys(), dropout)
         loss = sum((self.weights[name] * part for name, part in parts.items()), torch.zeros(()))
-        values = {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        found = [loss.item(), *(part.item() for part in parts.values())]
+        share = sizes[self.ranks.rank] / sum(sizes)
+        found = self.ranks.average(share, list(self.trained.values()), found)
+        values = dict(zip(("loss", *parts), found, strict=True))
         if not math.isfinite(values["loss"]):
             raise ValueError(
                 f"the loss became {values['loss']} at step {self.step} of "
                 f"{self._title(self.epoch + 1)}; a lower learning rate than {self.lr:g} may help"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
         if config.clip:
             torch.nn.utils.clip_grad_norm_(self.trained.values(), config.clip)
         self.optimizer.step()
-        self.pieces += len(batch.ids)
         for name, value in values.items():
             self.sums[name] += value
 

@@ -27,9 +27,17 @@ _INFERENCE = {
 }
 # With the line that `xdistil --help` shows of a module it does not import.
 _TRAINING = {
+    "pretrain": ("xdistil_fast.train.commands.pretrain", "train an encoder on unlabelled text"),
     "teacher": ("xdistil_fast.train.commands.teacher", "fine-tune a teacher on labelled sentences"),
     "distill": ("xdistil_fast.train.commands.distill", "distil a teacher into a small student"),
-    "report": ("xdistil_fast.train.commands.report", "write the results page from run records"),
+    "sweep": (
+        "xdistil_fast.train.commands.sweep",
+        "distil students of many sizes and compare them",
+    ),
+    "report": (
+        "xdistil_fast.train.commands.report",
+        "write the results page from run records, or a student's report in HTML",
+    ),
 }
 _EXTRA = ("torch", "transformers", "pyarrow")
 

@@ -1,18 +1,26 @@
-"""IOB2 labels: names, the moves they allow, and the spans they spell; names of classes.
+"""Labels of words: their schemes, the moves they allow, the spans they spell; names of classes.
 
-A label is `O`, `B-X` (first word of an entity of type X) or `I-X` (a later one). A label list
-holds `O` once and both `B-X` and `I-X` for every type, so that every entity can be spelled.
+Two schemes are known, told apart by the labels themselves (`scheme_of`):
+
+- IOB2. A label is `O`, `B-X` (first word of an entity of type X) or `I-X` (a later one). A label
+  list holds `O` once and both `B-X` and `I-X` for every type, so that every entity can be spelled.
+- Plain tags, such as parts of speech: no label begins with `B-` or `I-`. Every word with its tag is
+  a span of its own, any tag may follow any other, and `O`, where there is one, means no tag.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 OUTSIDE = "O"
+# Tag of a word that got none where labels have no `O`; CoNLL-U's sign for an empty field.
+BLANK = "_"
+
+Scheme: TypeAlias = Literal["IOB2", "tags"]
 
 
 class Span(NamedTuple):
@@ -64,16 +72,16 @@ def make_labels(types: Iterable[str]) -> list[str]:
 
 
 def validate_labels(labels: Sequence[str]) -> None:
-    """Checks that a label list can be decoded under IOB2.
+    """Checks that a label list can be decoded under its scheme.
 
     Args:
         labels: label of each tag id, in any order.
 
     Raises:
-        ValueError: an item that is no IOB2 label, a repeat, no `O`, no type at all, or a type
-            that has only one of its `B-` and `I-` labels.
+        ValueError: a repeat, or no type at all; under IOB2 an item that is no IOB2 label, no `O`,
+            or a type that has only one of its `B-` and `I-` labels; of plain tags one that is
+            empty or has white space in it.
     """
-    prefixes: dict[str, set[str]] = {}
     seen: set[str] = set()
     for index, label in enumerate(labels):
         if not isinstance(label, str):
@@ -81,18 +89,33 @@ def validate_labels(labels: Sequence[str]) -> None:
         if label in seen:
             raise ValueError(f"labels[{index}] {label!r} stands twice; labels must be distinct")
         seen.add(label)
+    if scheme_of(labels) == "IOB2":
+        _validate_iob2(labels)
+        return
+    for label in labels:
+        _check_type(label)
+    if not seen - {OUTSIDE}:
+        raise ValueError("labels hold no entity type and no tag; at least one is needed")
+
+
+def _validate_iob2(labels: Sequence[str]) -> None:
+    prefixes: dict[str, set[str]] = {}
+    for label in labels:
         prefix, name = split_label(label)
         if prefix != OUTSIDE:
             _check_type(name)
             prefixes.setdefault(name, set()).add(prefix)
-    if OUTSIDE not in seen:
+    if OUTSIDE not in labels:
         raise ValueError("labels do not hold 'O'; it is needed for words outside any entity")
-    if not prefixes:
-        raise ValueError("labels hold no entity type; at least one 'B-<type>' is needed")
     for name, found in prefixes.items():
         for prefix in ("B", "I"):
             if prefix not in found:
                 raise ValueError(f"labels lack '{prefix}-{name}'; every type needs both B- and I-")
+
+
+def scheme_of(labels: Iterable[str]) -> Scheme:
+    """Scheme of a list of labels, or of all tags of a text: IOB2 if one begins `B-` or `I-`."""
+    return "IOB2" if any(label[:2] in ("B-", "I-") for label in labels) else "tags"
 
 
 def validate_classes(labels: Sequence[str]) -> None:
@@ -119,17 +142,25 @@ def validate_classes(labels: Sequence[str]) -> None:
 
 
 def label_types(labels: Sequence[str]) -> list[str]:
-    """Returns the sorted entity types of a list of IOB2 labels."""
+    """Returns the sorted entity types of a list of labels; of plain tags those but `O`."""
+    if scheme_of(labels) == "tags":
+        return sorted(set(labels) - {OUTSIDE})
     return sorted({name for prefix, name in map(split_label, labels) if prefix != OUTSIDE})
 
 
-def bio_constraints(labels: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The moves IOB2 allows, as additive scores.
+def outside_of(labels: Sequence[str]) -> str:
+    """What a word gets that has no piece to tag: `O`, or `_` where labels have no `O`."""
+    return OUTSIDE if OUTSIDE in labels else BLANK
 
-    `I-X` may only follow `B-X` or `I-X`, and may not come first.
+
+def bio_constraints(labels: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The moves that the labels' scheme allows, as additive scores.
+
+    Under IOB2 `I-X` may only follow `B-X` or `I-X`, and may not come first. Plain tags may come in
+    any order.
 
     Args:
-        labels: C IOB2 labels, see `validate_labels`.
+        labels: C labels, see `validate_labels`.
 
     Returns:
         `start` [C] and `transitions` [C(from), C(to)], float32, 0 where allowed and -inf where not.
@@ -138,9 +169,11 @@ def bio_constraints(labels: Sequence[str]) -> tuple[NDArray[np.float32], NDArray
         ValueError: from `validate_labels`.
     """
     validate_labels(labels)
+    start = np.zeros(len(labels), np.float32)
+    transitions = np.zeros((len(labels), len(labels)), np.float32)
+    if scheme_of(labels) == "tags":
+        return start, transitions
     parts = [split_label(label) for label in labels]
-    start = np.zeros(len(parts), np.float32)
-    transitions = np.zeros((len(parts), len(parts)), np.float32)
     for to, (prefix, name) in enumerate(parts):
         if prefix != "I":
             continue
@@ -172,21 +205,24 @@ def repair(tags: Sequence[str]) -> list[str]:
     return out
 
 
-def spans(tags: Sequence[str]) -> list[Span]:
+def spans(tags: Sequence[str], scheme: Scheme = "IOB2") -> list[Span]:
     """Reads the entities of one tagged sentence.
 
     A stray `I-X` (after `O`, at the start, or after another type) opens an entity, as conlleval
-    does, so nothing that was tagged is dropped.
+    does, so nothing that was tagged is dropped. Of plain tags every word but `O` is one.
 
     Args:
-        tags: IOB2 tags of one sentence.
+        tags: tags of one sentence.
+        scheme: of the tags.
 
     Returns:
         Spans over word positions, in order.
 
     Raises:
-        ValueError: a tag that is not `O`, `B-<type>` or `I-<type>`.
+        ValueError: under IOB2 a tag that is not `O`, `B-<type>` or `I-<type>`.
     """
+    if scheme == "tags":
+        return [Span(tag, i, i + 1) for i, tag in enumerate(tags) if tag != OUTSIDE]
     found: list[Span] = []
     opened = -1
     current = ""

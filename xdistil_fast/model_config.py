@@ -56,7 +56,8 @@ class ModelConfig:
     """What `config.json` holds.
 
     Attributes:
-        labels: C distinct IOB2 labels, or class names of a text classifier; position is the id.
+        labels: C distinct labels, IOB2 or plain tags, or class names of a text classifier; position
+            is the id.
         vocab_size: V, rows of the embedding table; every tokenizer id is below it.
         embedding_size: E, the BiLSTM's input size.
         hidden_size: H of each direction.

@@ -446,8 +446,16 @@ def _check_int8(
 def _check_crf(
     tensors: Mapping[str, NDArray[Any]], config: ModelConfig, where: str | os.PathLike[str]
 ) -> None:
-    """A CRF that forbids the all-`O` reading would leave some text without any reading."""
+    """A CRF that forbids the all-`O` reading would leave some text without any reading.
+
+    Where labels have no `O`, nothing may be forbidden.
+    """
     if config.head != "crf":
+        return
+    if OUTSIDE not in config.labels:
+        for name in CRF_TENSORS:
+            if np.isneginf(tensors[name]).any():
+                fail(where, f"tensor {name!r} forbids moves (-inf), which plain tags have none of")
         return
     tag = config.labels.index(OUTSIDE)
     for name in CRF_TENSORS:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdistil_fast import _core
-from xdistil_fast.labels import OUTSIDE, bio_constraints, split_label
+from xdistil_fast.labels import OUTSIDE, bio_constraints, scheme_of, split_label
 from xdistil_fast.model_config import PRECISIONS, TOKEN_CLASSIFICATION
 from xdistil_fast.model_io import ModelConfig
 from xdistil_fast.quantization import as_bytes, as_floats
@@ -118,11 +118,14 @@ class Student:
             transitions = transitions + tensors["crf.transitions"]
             end = end + tensors["crf.end_transitions"]
         self._moves = (start, end, transitions)
-        self._outside = config.labels.index(OUTSIDE)
-        types = [split_label(label)[1] for label in config.labels]
-        self._begins = np.array(
-            [config.labels.index(f"B-{name}" if name else OUTSIDE) for name in types], np.int32
-        )
+        self._outside = config.labels.index(OUTSIDE) if OUTSIDE in config.labels else -1
+        if scheme_of(config.labels) == "tags":
+            self._begins = np.arange(len(config.labels), dtype=np.int32)
+        else:
+            types = [split_label(label)[1] for label in config.labels]
+            self._begins = np.array(
+                [config.labels.index(f"B-{name}" if name else OUTSIDE) for name in types], np.int32
+            )
 
     def logits(
         self, ids: NDArray[np.int32], cu_seqlens: NDArray[np.int32], max_pieces: int = MAX_PIECES
@@ -212,9 +215,9 @@ class Student:
     ) -> tuple[Ints, Floats]:
         """One tag a word, that of its first piece on the best path through all pieces.
 
-        The path is valid IOB2 (and the CRF's, if the head is one). Dropping the other pieces can
-        leave an `I-X` after a word of another kind; it becomes `B-X`, so that each text's tags are
-        valid IOB2 again.
+        The path is valid in the labels' scheme (and the CRF's, if the head is one). Dropping the
+        other pieces can leave an `I-X` after a word of another kind; it becomes `B-X`, so that each
+        text's tags are valid IOB2 again.
 
         Args:
             emissions: float32 [total, C], from `logits`.
@@ -244,3 +247,21 @@ class Student:
             self.threads,
         )
         return tags, shares
+
+    def probabilities(self, emissions: Floats, cu_pieces: Ints) -> Floats:
+        """Probability of every tag for every piece.
+
+        Args:
+            emissions: float32 [total, C], from `logits`.
+            cu_pieces: int32 [B + 1], where texts begin among the pieces.
+
+        Returns:
+            float32 [total, C], rows of sum 1: the softmax, or the CRF's marginals.
+        """
+        out = np.empty_like(emissions)
+        if self._crf:
+            start, end, transitions = self._moves
+            _core.crf_marginals(emissions, cu_pieces, start, end, transitions, out, self.threads)
+        else:
+            _core.softmax(emissions, out, self.threads)
+        return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, overload
@@ -63,6 +64,19 @@ class Tagger(TextModel):
 
     task = TOKEN_CLASSIFICATION
 
+    @functools.cached_property
+    def _plain(self) -> bool:
+        """Whether the labels are plain tags of words."""
+        return iob.scheme_of(self.config.labels) == "tags"
+
+    @functools.cached_property
+    def _groups(self) -> tuple[str, ...]:
+        """Labels by which words are joined: a plain tag is an entity of its own, as B- says."""
+        return tuple(
+            f"B-{name}" if self._plain and name != iob.OUTSIDE else name
+            for name in self.config.labels
+        )
+
     def __repr__(self) -> str:
         config = self.config
         types = ", ".join(iob.label_types(config.labels))
@@ -90,7 +104,8 @@ class Tagger(TextModel):
         Returns:
             Entities in order, as dicts: `entity_group` (the type), `score` (mean over its words of
             the probability of their tags), `word`, `start`, `end`; `text[start:end] == word`,
-            counted in code points. For a list of texts one such list each.
+            counted in code points. For a list of texts one such list each. With a model of plain
+            tags (parts of speech) every word is an entity by itself, its tag the type.
 
         Raises:
             TypeError: anything but strings.
@@ -144,8 +159,8 @@ class Tagger(TextModel):
             truncation: as for a call.
 
         Returns:
-            For each sentence one IOB2 tag a word; a word without any piece (a lone control
-            character, say) is `O`.
+            For each sentence one tag a word; a word without any piece (a lone control character,
+            say) is `O`, or `_` of a model of plain tags without `O`.
 
         Raises:
             TypeError: anything but lists of lists of strings.
@@ -161,6 +176,32 @@ class Tagger(TextModel):
                 batch = sentences[begin : index + 1]
                 out += self.split_tags(batch, self.tag_split_batch(batch, truncation, offset=begin))
                 begin, size = index + 1, 0
+        return out
+
+    def word_probabilities(self, sentences: Sequence[Sequence[str]]) -> list[Floats]:
+        """How probable the model holds each tag of each word, in text that is already split.
+
+        Args:
+            sentences: lists of words.
+
+        Returns:
+            For each sentence float32 [words, C] in the order of `labels`, at each word's first
+            piece: the softmax, or the CRF's marginals. A word without any piece is `O`.
+
+        Raises:
+            TypeError: anything but lists of lists of strings.
+        """
+        _check_sentences(sentences)
+        encoded = self._encoder.encode_words(sentences)
+        pieces = self._student.probabilities(self._logits(encoded, MAX_PIECES), encoded.cu_pieces)
+        certain = np.zeros(len(self.config.labels), np.float32)
+        certain[self.config.labels.index(iob.OUTSIDE)] = 1
+        out = []
+        for index, words in enumerate(sentences):
+            begin, stop = encoded.cu_words[index], encoded.cu_words[index + 1]
+            rows = np.tile(certain, (len(words), 1))
+            rows[encoded.positions[begin:stop]] = pieces[encoded.first[begin:stop]]
+            out.append(rows)
         return out
 
     def tag_batch(
@@ -225,12 +266,12 @@ class Tagger(TextModel):
             encoded.word_ends,
             tagged.tags,
             tagged.probabilities,
-            self.config.labels,
+            self._groups,
         )
         return entities
 
     def words(self, texts: Sequence[str], tagged: Tagged) -> list[list[tuple[str, str]]]:
-        """The words of `tag_batch` with their IOB2 tags, one list a text."""
+        """The words of `tag_batch` with their tags, one list a text."""
         encoded = tagged.encoded
         starts, ends = _core.finish_words(
             texts, encoded.cu_words, encoded.word_starts, encoded.word_ends
@@ -241,8 +282,10 @@ class Tagger(TextModel):
         for index, text in enumerate(texts):
             mine = words[encoded.cu_words[index] : encoded.cu_words[index + 1]]
             row = [(text[start:end], names[tag]) for start, end, tag in mine if start < end]
-            repaired = iob.repair([tag for _, tag in row])
-            out.append([(word, tag) for (word, _), tag in zip(row, repaired, strict=True)])
+            if not self._plain:
+                repaired = iob.repair([tag for _, tag in row])
+                row = [(word, tag) for (word, _), tag in zip(row, repaired, strict=True)]
+            out.append(row)
         return out
 
     def split_tags(self, sentences: Sequence[Sequence[str]], tagged: Tagged) -> list[list[str]]:
@@ -252,11 +295,12 @@ class Tagger(TextModel):
         out: list[list[str]] = []
         for index, words in enumerate(sentences):
             begin, stop = cu_words[index], cu_words[index + 1]
-            row = [iob.OUTSIDE] * len(words)
+            row = [iob.outside_of(self.config.labels)] * len(words)
             for at in range(begin, stop):
                 row[positions[at]] = self.config.labels[tags[at]]
             # A word without pieces is `O` between its neighbours, which may cut an entity.
-            out.append(row if stop - begin == len(words) else iob.repair(row))
+            whole = self._plain or stop - begin == len(words)
+            out.append(row if whole else iob.repair(row))
         return out
 
     def _logits(self, encoded: Encoded, max_pieces: int) -> Floats:

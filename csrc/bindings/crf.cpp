@@ -181,7 +181,8 @@ void words(const py::object& emissions, const py::object& cu_seqlens, const py::
   for (int64_t tag = 0; tag < C; ++tag)
     XDF_CHECK(begins_in.data()[tag] >= 0 && begins_in.data()[tag] < C, "begins: has ",
               begins_in.data()[tag], " at position ", tag, ", must be 0 to ", C - 1);
-  XDF_CHECK(outside >= 0 && outside < C, "outside: got ", outside, ", must be 0 to ", C - 1);
+  XDF_CHECK(outside >= -1 && outside < C, "outside: got ", outside, ", must be -1 (none) to ",
+            C - 1);
   Out<int32_t> tags_out(tags, "tags", {total});
   std::vector<Named> outputs{{tags_out.array, "tags"}};
   std::optional<Out<float>> probabilities_out;

@@ -16,7 +16,7 @@ struct WordLayout {
 // How tags go together.
 struct TagScheme {
   const int32_t* begins;  // [C] of each tag the one that begins its type: B-X of I-X, O of O
-  int outside;            // O
+  int outside;            // O; -1 where no tag means that
 };
 
 // tags [W]: the best tags of the pieces (Viterbi), those of first pieces alone. Dropping the others

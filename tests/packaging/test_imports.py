@@ -36,7 +36,7 @@ def test_inference_modules_need_no_framework(module: str, tmp_path: Path) -> Non
 def test_help_needs_no_framework(tmp_path: Path) -> None:
     result = _run("from xdistil_fast.cli import main\nsys.exit(main(['--help']))", tmp_path)
     assert result.returncode == 0, result.stderr
-    for command in ("tag", "eval", "bench", "doctor", "teacher", "distill", "report"):
+    for command in ("tag", "eval", "bench", "doctor", "teacher", "distill", "sweep", "report"):
         assert command in result.stdout
 
 

@@ -16,9 +16,10 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from xdistil_fast.train import cache as module
 from xdistil_fast.train.alignment import IGNORED, align, piece_targets, tag_ids
-from xdistil_fast.train.cache import Cache, Texts, align_text, build_cache
+from xdistil_fast.train.cache import Cache, align_text, build_cache
 from xdistil_fast.train.corpora import Sentence, read_labelled
 from xdistil_fast.train.representation import Representation
+from xdistil_fast.train.texts import Texts
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 PIECES = [
@@ -344,7 +345,7 @@ def test_sentences_are_streamed(
             read.append(number)
             yield Sentence(text="the " * (number + 1))
 
-    monkeypatch.setattr(module, "read_transfer", stream)
+    monkeypatch.setattr("xdistil_fast.train.texts.read_transfer", stream)
     teacher = FakeTeacher(fail_after=3)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "c", teacher, texts)

@@ -13,6 +13,7 @@ from xdistil_fast.labels import spans
 from xdistil_fast.train.corpora import (
     Sentence,
     file_digest,
+    labelling_of,
     load_label_map,
     read_labelled,
     read_transfer,
@@ -303,3 +304,24 @@ def test_label_map_file(tmp_path: Path) -> None:
 def test_refuses_label_map(tmp_path: Path, content: str | bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_label_map(write(tmp_path / "map.json", content))
+
+
+def test_plain_tags(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.conll", "The\tDET\ndog\tNOUN\n\nsat\tVERB\n")
+    corpus = read_labelled(path)
+    assert (corpus.scheme, corpus.labelling, corpus.repaired) == ("tags", "tags", 0)
+    assert corpus.types == {"DET", "NOUN", "VERB"}
+    assert [s.tags for s in corpus.sentences] == [("DET", "NOUN"), ("VERB",)]
+    mapped = read_labelled(path, {"NOUN": "N", "DET": None})
+    assert [s.tags for s in mapped.sentences] == [("O", "N"), ("VERB",)]
+    assert mapped.types == {"N", "VERB"}
+    entities = read_labelled(write(tmp_path / "b.conll", IOB2))
+    assert labelling_of([corpus, mapped]) == "tags"
+    assert labelling_of([entities]) == "IOB2"
+    with pytest.raises(ValueError, match=r"holds plain tags of words, .* tags of entities"):
+        labelling_of([corpus, entities])
+    for content, line in (("a\tNOUN\nb\tB-PER\n", 1), ("a\tNOUN\nb\tO\n", 1)):
+        with pytest.raises(ValueError, match=f"line {line}: 'NOUN' is no IOB tag"):
+            read_labelled(write(tmp_path / "c.conll", content))
+    with pytest.raises(ValueError, match="line 2: the tag '' is empty"):
+        read_labelled(write(tmp_path / "d.conll", "a\tNOUN\nb\t\n"))

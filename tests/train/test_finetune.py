@@ -190,7 +190,7 @@ def test_best_epoch_is_what_is_saved(
 
     def evaluate(self: finetune.TrainingRun) -> Any:
         snapshots.append({k: v.clone() for k, v in self.model.state_dict().items()})
-        return Fake(real(self))
+        return Fake(real(self)[0]), {}
 
     monkeypatch.setattr(finetune.TrainingRun, "_evaluate", evaluate)
     record = fine_tune(base, *corpora, tmp_path / "t", SETTINGS, progress=False)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from xdistil_fast.model_config import ModelConfig
 from xdistil_fast.train import runs
-from xdistil_fast.train.card import with_test_scores
+from xdistil_fast.train.card import model_card, teacher_on_dev, with_test_scores
 from xdistil_fast.train.commands import report as command
 from xdistil_fast.train.report import Run, build_report, load_runs, write_report
 
@@ -165,6 +166,50 @@ def test_types_that_one_model_lacks(tmp_path: Path) -> None:
     assert rows(page, "my-student")[1] == ["my-student", "-", "88.50"]
 
 
+def student(name: str, f1: float, digest: str, **settings: Any) -> Run:
+    record = copy.deepcopy(STUDENT)
+    record["settings"] |= settings
+    record["metrics"]["dev"]["f1"] = f1
+    record["digest"] = digest * 64
+    record["data"] = [{**FILE, "role": "dev"}, {**FILE, "role": "transfer", "name": "t.txt"}]
+    return Run(name, record)
+
+
+def test_what_differs_and_the_spread_over_seeds() -> None:
+    loaded = [
+        student("s/a", 80.0, "a", seed=0, schedule="joint"),
+        student("s/b", 82.0, "b", seed=1, schedule="joint"),
+        student("s/c", 85.5, "c", seed=0, schedule="d4", patience=2),
+        Run("e", evaluation("student", 70.0, digest="a" * 64)),
+        Run("f", evaluation("student", 71.0, digest="b" * 64)),
+    ]
+    page = build_report(loaded)
+    assert "| runs | schedule | patience | seeds | dev F1 | F1 on news/en/test.conll |" in page
+    assert rows(page, "s/a, s/b") == [
+        ["s/a, s/b", "joint", "-", "0, 1", "81.00 ± 1.41", "70.50 ± 0.71"]
+    ]
+    assert ["s/c", "d4", "2", "0", "85.50", "-"] in rows(page, "s/c")
+    assert page.index("## What differs") < page.index("## Data")
+
+
+def test_transfer_text_and_teachers_are_among_what_differs() -> None:
+    more, other = student("s/b", 82.0, "b"), student("s/c", 83.0, "c")
+    more.record["data"].append({**FILE, "role": "transfer", "name": "u.txt", "digest": "ef" * 32})
+    for run, teacher in ((more, "1"), (other, "2")):
+        run.record["key"] = {"teacher": teacher * 64}  # type: ignore[index]
+    page = build_report([student("s/a", 80.0, "a"), more, other])
+    assert "| runs | teacher | transfer | seeds | dev F1 |" in page
+    assert rows(page, "s/b")[-1][1:3] == [
+        "big (11111111)", "t.txt (abababab), u.txt (efefefef)"
+    ]  # fmt: skip
+
+
+def test_students_of_other_dev_files_are_not_compared() -> None:
+    other = student("s/b", 82.0, "b", seed=1)
+    other.record["data"][0]["digest"] = "ef" * 32
+    assert "## What differs" not in build_report([student("s/a", 80.0, "a"), other])
+
+
 def test_names_cannot_break_tables() -> None:
     page = build_report([Run("a", evaluation("student", 81.0, name="a|b\n# c"))])
     assert rows(page, "a\\|b # c")[0][1] == "student"
@@ -233,9 +278,40 @@ def test_test_scores_enter_the_card_once() -> None:
     records = [evaluation("s" * 64, 45.0, "t" * 64), evaluation("t" * 64, 50.0)]
     card = "# x\n\n## Scores on dev\n\nd\n\n## Training\n\nt\n"
     once = with_test_scores(card, "s" * 64, records)
-    assert "| a/test.conll | 12 | **45.00** | 50.00 | 90.0 % | PER 60.50 |" in once
+    assert "| a/test.conll | 12 | **45.00** | 50.00 | 90.0 % | PER 60.50 (60.50) |" in once
+    alone = with_test_scores(card, "s" * 64, records[:1])
+    assert "| a/test.conll | 12 | **45.00** | - | - | PER 60.50 |" in alone
     assert once.startswith("# x\n\n## Scores on dev\n\nd\n\n## Scores on test")
     assert once.endswith("\n\n## Training\n\nt\n")
     assert with_test_scores(once, "s" * 64, records) == once
     with pytest.raises(ValueError, match="no evaluation is of the model with digest uuuu"):
         with_test_scores(card, "u" * 64, records)
+
+
+def test_scores_of_the_teacher_enter_the_card(tmp_path: Path) -> None:
+    dev = {**FILE, "role": "dev"}
+    scores = {**COUNTS, "f1": 92.0, "per_type": {"PER": {**COUNTS, "f1": 95.0}}}
+    record = {**TEACHER, "data": [dev], "metrics": {**TEACHER["metrics"], "dev": scores}}
+    folder = store(tmp_path, "big", record)
+    found = teacher_on_dev(str(folder), [{**FILE, "role": "train", "digest": "x"}, dev])
+    assert found == scores
+    assert teacher_on_dev(str(folder), [{**dev, "digest": "x"}]) is None
+    assert teacher_on_dev("owner/name", [dev]) is None
+    (folder / "run.json").write_text("{}")
+    assert teacher_on_dev(str(folder), [dev]) is None
+    config = ModelConfig(
+        ("O", "B-PER", "I-PER"), 10, 4, 4, lineage={"teacher": {"digest": "t" * 64}}
+    )
+    student = {
+        **STUDENT,
+        "settings": {"teacher": "big", "labels_only": False, "hard_weight": 1, "soft_weight": 1,
+                     "epochs": 2, "seed": 0, "embedding_dtype": "float32"},
+        "metrics": {"dev": {**COUNTS, "f1": 69.0, "per_type": {"PER": {**COUNTS, "f1": 76.0}}},
+                    "parameters": 1, "teacher_parameters": 2, "best_epoch": 1,
+                    "training_sentences": 1, "training_pieces": 1},
+        "data": [dev], "stages": {"labelling": 1, "training": 1}, "pieces_per_second": 1,
+    }  # fmt: skip
+    card = model_card("small", config, student, scores)
+    assert "| PER | 91.00 | 89.00 | 76.00 | 60 | 95.00 | 80.0 % |" in card
+    assert "| **all** | 91.00 | 89.00 | 69.00 | 60 | 92.00 | 75.0 % |" in card
+    assert "| **all** | 91.00 | 89.00 | 69.00 | 60 |\n" in model_card("small", config, student)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from xdistil_fast.model_config import POOLINGS
 from xdistil_fast.train import runs
+from xdistil_fast.train.commands.report import write_html
 from xdistil_fast.train.config import (
     DECAYS,
     HEADS,
@@ -21,8 +24,11 @@ from xdistil_fast.train.config import (
 )
 from xdistil_fast.train.corpora import load_label_map
 from xdistil_fast.train.distillation import distill
+from xdistil_fast.train.languages import language_table
+from xdistil_fast.train.plots import need_matplotlib
 from xdistil_fast.train.schedules import SCHEDULES
 
+REPORT_FILE = "report.html"
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
 
 
@@ -40,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the sub-command."""
-    files: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "FILE"}
+    files: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "[LANG=]FILE"}
     parser.add_argument(
         "--teacher", required=True, metavar="FOLDER", help="fine-tuned teacher: folder or Hub id"
     )
@@ -121,6 +127,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--min-piece-count", int, "spell pieces seen less often with shorter ones")
     _add(parser, "--max-length", int, "pieces after which a sentence is cut between words")
     parser.add_argument(
+        "--augment", default="", metavar="KIND=N,...",
+        help="changed copies a sentence, labelled by the teacher: swap (entities), dropout, mask "
+        "(words), crop, join; for example swap=1,dropout=0.5",
+    )  # fmt: skip
+    _add(
+        parser, "--language-sampling", float,
+        "languages are drawn by their sentences to this power, 1: as they are, 0: all alike",
+        metavar="ALPHA",
+    )  # fmt: skip
+    parser.add_argument(
         "--keep-dev-sentences", action="store_true",
         help="keep transfer sentences that also stand in dev",
     )  # fmt: skip
@@ -132,6 +148,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--checkpoint-minutes", float, "time between checkpoints")
     _add(parser, "--seed", int, "of start values, shuffles and dropout")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument(
+        "--report", action="store_true",
+        help="also write report.html, on dev and beside the teacher, into the student's folder",
+    )  # fmt: skip
 
 
 def _add(parser: argparse.ArgumentParser, flag: str, kind: type, text: str, **more: Any) -> None:
@@ -143,11 +163,18 @@ def _add(parser: argparse.ArgumentParser, flag: str, kind: type, text: str, **mo
 
 def run(args: argparse.Namespace) -> int:
     """Run the sub-command; returns the exit status."""
-    settings = {name: getattr(args, name) for name in _DEFAULTS if hasattr(args, name)}
-    settings["label_map"] = load_label_map(args.label_map) if args.label_map else None
-    config = DistillConfig(**settings, progress=not args.quiet)
-    record = distill(config, command=runs.command_line(args))
+    config = config_of(args)
+    command = runs.command_line(args)
+    if args.report:
+        need_matplotlib("--report")
+    record = distill(config, command=command)
+    if os.environ.get("RANK", "0") != "0":  # torchrun started several, and one prints
+        return 0
+    if args.report:
+        write_dev_report(config, command, config.teacher)
     metrics = record["metrics"]
+    if "languages" in metrics["dev"]:
+        print(language_table(metrics["dev"]))
     classes = config.task == "classification"
     name, score = ("accuracy", "accuracy") if classes else ("F1", "f1")
     print(
@@ -157,6 +184,32 @@ def run(args: argparse.Namespace) -> int:
         f"{record['seconds']:.0f} s of labelling and training"
     )
     return 0
+
+
+def config_of(args: argparse.Namespace) -> DistillConfig:
+    """The settings that the arguments say."""
+    settings = {name: getattr(args, name) for name in _DEFAULTS if hasattr(args, name)}
+    settings["label_map"] = load_label_map(args.label_map) if args.label_map else None
+    return DistillConfig(**settings, progress=not args.quiet)
+
+
+def write_dev_report(config: DistillConfig, command: Sequence[str], teacher: str) -> None:
+    """Write ``report.html`` on dev into a finished student's folder.
+
+    Args:
+        config: of the student.
+        command: that made it.
+        teacher: to compare with, or the record of its scores on dev.
+    """
+    write_html(
+        config.output,
+        config.dev,
+        Path(config.output) / REPORT_FILE,
+        label_map=config.label_map,
+        teacher=teacher,
+        command=command,
+        progress=config.progress,
+    )
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from xdistil_fast.train import runs
 from xdistil_fast.train.corpora import load_label_map, read_labelled
+from xdistil_fast.train.distributed import one_process_only
 from xdistil_fast.train.document_teacher import fine_tune_classifier
 from xdistil_fast.train.documents import read_documents
 from xdistil_fast.train.finetune import TeacherSettings, fine_tune
+from xdistil_fast.train.languages import language_table
 
 _DEFAULTS = TeacherSettings()
 TASKS = ("tagging", "classification")
@@ -45,8 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         action="extend",
-        type=Path,
-        metavar="FILE",
+        metavar="[LANG=]FILE",
         help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped)",
     )
     parser.add_argument(
@@ -54,9 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         action="extend",
-        type=Path,
-        metavar="FILE",
-        help="labelled sentences that choose the best epoch",
+        metavar="[LANG=]FILE",
+        help="labelled sentences that choose the best epoch; with languages, by the mean over them",
     )
     parser.add_argument(
         "--label-map",
@@ -88,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the sub-command; returns the exit status."""
+    one_process_only("xdistil teacher")
     settings = TeacherSettings(
         epochs=args.epochs,
         learning_rate=args.lr,
@@ -118,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
         )
         metric, name = "f1", "F1"
     metrics = record["metrics"]
+    if "languages" in metrics["dev"]:
+        print(language_table(metrics["dev"]))
     print(
         f"{args.output}: dev {name} {metrics['dev'][metric]:.2f} after epoch "
         f"{metrics['best_epoch']}, {record['seconds']:.0f} s of training"

@@ -283,6 +283,7 @@ def _student_steps(
 def _student_latencies(
     name: str, model: Tagger | Classifier, student: Student, texts: list[str], seconds: float
 ) -> Iterator[Latency]:
+    run_ids: Callable[..., object]
     if isinstance(model, Tagger):
         encoded, run_ids, tasks = model.tag_batch(texts).encoded, student.logits, TASKS
     else:

@@ -9,31 +9,47 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from xdistil_fast import labels as iob
 from xdistil_fast.commands import eval_classes
 from xdistil_fast.commands.stream import add_runtime_arguments, runtime_options
 from xdistil_fast.model_io import CONFIG_FILE, ModelError, load_folder, resolve_model
-from xdistil_fast.scoring import Counts, Scores, score
+from xdistil_fast.scoring import score
 from xdistil_fast.tagger import Tagger
 from xdistil_fast.train import runs
-from xdistil_fast.train.corpora import Corpus, load_label_map, read_labelled
+from xdistil_fast.train.corpora import Corpus, labelling_of, load_label_map, read_labelled
+from xdistil_fast.train.languages import (
+    check_languages,
+    language_report,
+    language_table,
+    languages_of,
+    score_languages,
+)
 
 _MAX_CONFIG_BYTES = 16 << 20
-Words = Sequence[Sequence[str]]
+Words: TypeAlias = Sequence[Sequence[str]]
+Progress: TypeAlias = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class _Model:
-    """Either kind of model: what to write about it, its labels, and how it tags."""
+class Model:
+    """Either kind of model.
+
+    Attributes:
+        about: what a record says of it: name, digest, kind, parameters, ...
+        labels: IOB2 labels by tag id.
+        tag: one tag for each word of sentences; tells how many it has finished since the last call.
+        tagger: the student itself; None for a teacher.
+    """
 
     about: dict[str, Any]
     labels: list[str]
-    tag: Callable[[Words], list[list[str]]]
+    tag: Callable[[Words, Progress | None], list[list[str]]]
+    tagger: Tagger | None = None
 
 
 def add_parser(subparsers: Any) -> None:
@@ -42,8 +58,10 @@ def add_parser(subparsers: Any) -> None:
         "eval",
         help="score a student or a teacher on labelled text",
         description="Strict word-level precision, recall and F1 (0..100): an entity counts when "
-        "its type and both borders are right. Of a text classifier accuracy, macro F1 and those of "
-        "each class, on texts (JSONL with text and label, TSV, Parquet).",
+        "its type and both borders are right. Of plain tags (parts of speech) a word counts when "
+        "its tag is right. Files with languages (LANG=FILE) are also scored by language. Of a text "
+        "classifier accuracy, macro F1 and those of each class, on texts (JSONL with text and "
+        "label, TSV, Parquet).",
     )
     parser.add_argument("model", metavar="MODEL", help="student or teacher: folder, name, Hub id")
     parser.add_argument(
@@ -51,9 +69,14 @@ def add_parser(subparsers: Any) -> None:
         required=True,
         nargs="+",
         action="extend",
-        type=Path,
-        metavar="FILE",
-        help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped); several are pooled",
+        metavar="[LANG=]FILE",
+        help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped); several are pooled, and "
+        "with languages also scored by each",
+    )
+    parser.add_argument(
+        "--teacher",
+        metavar="MODEL",
+        help="a student's teacher: says how much of its F1 the student keeps",
     )
     parser.add_argument(
         "--label-map",
@@ -79,47 +102,103 @@ def run(args: argparse.Namespace) -> int:
         return eval_classes.run(args, folder)
     label_map = load_label_map(args.label_map) if args.label_map else None
     corpora = [read_labelled(path, label_map) for path in args.data]
-    model = _load(args)
+    check_languages(corpora, "--data")
+    model = load_model(args.model, runtime_options(args))
     warn_of_types(corpora, model.labels)
-    gold, pred, entries = [], [], []
-    began = time.perf_counter()
-    for corpus in corpora:
-        tags = model.tag([sentence.words or () for sentence in corpus.sentences])
-        rows = [sentence.tags or () for sentence in corpus.sentences]
-        entry = {key: value for key, value in corpus.describe("").items() if key != "role"}
-        if len(corpora) > 1:
-            entry["f1"] = score(rows, tags).f1
-        entries.append(entry)
-        gold += rows
-        pred += tags
-    seconds = time.perf_counter() - began
-    scores = score(gold, pred)
-    record = {
-        "kind": "eval",
-        "model": model.about,
-        "data": entries,
-        "metrics": scores.to_dict(),
-        "command": runs.command_line(args),
-        "machine": runs.machine_info(args.threads or None),
-        "seconds": round(seconds, 3),
-    }
+    teacher = None
+    if args.teacher is not None:
+        teacher = load_model(args.teacher, {})
+        warn_of_types(corpora, teacher.labels)
+    record, _ = evaluate(model, corpora, runs.command_line(args), args.threads, teacher=teacher)
     if args.json == "-":
         json.dump(record, sys.stdout, ensure_ascii=False, indent=2)
         print()
         return 0
     if args.json is not None:
         runs.write_json(Path(args.json), record)
-    print(_table(scores, entries))
+    print(_table(record["metrics"], record["data"], labelling_of(corpora)))
     return 0
 
 
-def _load(args: argparse.Namespace) -> _Model:
-    name = args.model
+def evaluate(
+    model: Model,
+    corpora: Sequence[Corpus],
+    command: Sequence[str],
+    threads: int = 0,
+    progress: Progress | None = None,
+    teacher: Model | None = None,
+) -> tuple[dict[str, Any], list[list[str]]]:
+    """Scores a model on labelled files, pooled, and by language where they have languages.
+
+    Args:
+        model: see `load_model`.
+        corpora: the files.
+        command: for the record.
+        threads: kernel threads that it runs on; 0 is every core.
+        progress: called with the number of sentences tagged since the last call.
+        teacher: to say how much of its F1 the model keeps; may also be a larger student.
+
+    Returns:
+        The record that `xdistil eval --json` writes, and the tags of all sentences.
+    """
+    scheme = labelling_of(corpora)
+    gold = [sentence.tags or () for corpus in corpora for sentence in corpus.sentences]
+    entries: list[dict[str, Any]] = []
+    pred: list[list[str]] = []
+    began = time.perf_counter()
+    for corpus in corpora:
+        tags = model.tag(_words(corpus), progress)
+        entry = {key: value for key, value in corpus.describe("").items() if key != "role"}
+        if len(corpora) > 1:
+            rows = gold[len(pred) : len(pred) + len(tags)]
+            entry["f1"] = score(rows, tags, corpus.labelling).f1
+        entries.append(entry)
+        pred += tags
+    seconds = time.perf_counter() - began
+    scores = score(gold, pred, scheme)
+    metrics: dict[str, Any] = scores.to_dict()
+    languages = languages_of(corpora)
+    by_language = score_languages(languages, gold, pred, scheme)
+    of_teacher = None
+    if teacher is not None:
+        found = [tags for corpus in corpora for tags in teacher.tag(_words(corpus), None)]
+        of_teacher = score_languages(languages, gold, found, scheme)
+        f1 = score(gold, found, scheme).f1
+        metrics |= {"teacher_f1": f1, "kept": 100.0 * scores.f1 / f1 if f1 else None}
+    if by_language:
+        metrics |= language_report(by_language, of_teacher)
+    record = {
+        "kind": "eval",
+        "model": model.about,
+        "data": entries,
+        "metrics": metrics,
+        "command": list(command),
+        "machine": runs.machine_info(threads or None),
+        "seconds": round(seconds, 3),
+    }
+    return record, pred
+
+
+def _words(corpus: Corpus) -> list[Sequence[str]]:
+    return [sentence.words or () for sentence in corpus.sentences]
+
+
+def load_model(name: str, options: Mapping[str, Any]) -> Model:
+    """Loads a student or a teacher.
+
+    Args:
+        name: folder, embedded name or Hub id.
+        options: of `Tagger`, see `runtime_options`; none may be set for a teacher.
+
+    Raises:
+        ValueError: an option that a teacher does not have, or torch is needed and missing.
+        ModelError: not found, or not a model this version can run.
+    """
     folder = resolve_model(name)
     if not _is_teacher(folder):
-        return _load_student(name, folder, runtime_options(args))
-    for option in ("threads", "precision", "max_memory"):
-        if getattr(args, option):
+        return _load_student(name, folder, options)
+    for option, value in options.items():
+        if value:
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} is for students; a teacher runs as torch runs it")
     try:
@@ -136,10 +215,10 @@ def _load(args: argparse.Namespace) -> _Model:
         "kind": "teacher",
         "parameters": teacher.parameters,
     }
-    return _Model(about, teacher.labels, teacher.tag_words)
+    return Model(about, teacher.labels, teacher.tag_words)
 
 
-def _load_student(name: str, folder: Path, options: dict[str, Any]) -> _Model:
+def _load_student(name: str, folder: Path, options: Mapping[str, Any]) -> Model:
     content = load_folder(folder)
     tagger = Tagger(content.config, content.tensors, content.tokenizer, **options)
     about: dict[str, Any] = {
@@ -152,7 +231,14 @@ def _load_student(name: str, folder: Path, options: dict[str, Any]) -> _Model:
     teacher = content.config.lineage.get("teacher")
     if isinstance(teacher, dict) and isinstance(teacher.get("digest"), str):
         about["teacher_digest"] = teacher["digest"]
-    return _Model(about, tagger.labels, lambda words: tagger.tag_words(list(words)))
+
+    def tag(words: Words, progress: Progress | None) -> list[list[str]]:
+        tags = tagger.tag_words(list(words))
+        if progress is not None:
+            progress(len(words))
+        return tags
+
+    return Model(about, tagger.labels, tag, tagger)
 
 
 def _is_teacher(folder: Path) -> bool:
@@ -175,8 +261,13 @@ def warn_of_types(corpora: Sequence[Corpus], labels: Sequence[str]) -> None:
     """Warns of entity types of the data that the model does not know.
 
     Raises:
-        ModelError: it knows none of them.
+        ModelError: it knows none of them, or the data has plain tags and the model entities, or
+            the other way round.
     """
+    kinds = {"IOB2": "entities in IOB2", "tags": "plain tags of words"}
+    scheme, own = labelling_of(corpora), iob.scheme_of(labels)
+    if scheme != own:
+        raise ModelError(f"the data has {kinds[scheme]}, the model {kinds[own]}")
     known = set(iob.label_types(labels))
     found = {kind for corpus in corpora for kind in corpus.types}
     if found and not found & known:
@@ -192,19 +283,27 @@ def warn_of_types(corpora: Sequence[Corpus], labels: Sequence[str]) -> None:
         )
 
 
-def _table(scores: Scores, entries: Sequence[dict[str, Any]]) -> str:
-    width = max([7, *map(len, scores.per_type)])
+def _table(metrics: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], scheme: str) -> str:
+    per_type = metrics["per_type"]
+    width = max([7, *map(len, per_type)])
     lines = [f"{'':{width}}  precision  recall      F1  support"]
 
-    def row(name: str, counts: Counts) -> str:
+    def row(name: str, counts: Mapping[str, Any]) -> str:
         return (
-            f"{name:{width}}  {counts.precision:9.2f}  {counts.recall:6.2f}  {counts.f1:6.2f}  "
-            f"{counts.gold:7d}"
+            f"{name:{width}}  {counts['precision']:9.2f}  {counts['recall']:6.2f}  "
+            f"{counts['f1']:6.2f}  {counts['support']:7d}"
         )
 
-    lines += [row(name, counts) for name, counts in scores.per_type.items()]
-    lines.append(row("overall", scores.overall))
-    if len(entries) > 1:
+    lines += [row(name, counts) for name, counts in per_type.items()]
+    lines.append(row("overall", metrics))
+    if len(entries) > 1 and "languages" not in metrics:
         lines += [f"{entry['name']}: F1 {entry['f1']:.2f}" for entry in entries]
-    lines.append(f"{scores.sentences} sentences, {scores.words} words")
+    lines.append(f"{metrics['sentences']} sentences, {metrics['words']} words")
+    if "teacher_f1" in metrics:
+        kept = "" if metrics["kept"] is None else f", {metrics['kept']:.1f} % of it kept"
+        lines.append(f"teacher: F1 {metrics['teacher_f1']:.2f}{kept}")
+    if scheme == "tags":
+        lines.append(f"word accuracy {metrics['accuracy']:.2f}")
+    if "languages" in metrics:
+        lines.append(language_table(metrics))
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast import __version__, _core
+from xdistil_fast import labels as iob
 from xdistil_fast.class_scoring import score_classes
 from xdistil_fast.classifier import Classifier
 from xdistil_fast.commands.eval import warn_of_types
@@ -54,7 +55,6 @@ def add_parser(subparsers: Any) -> None:
         required=True,
         nargs="+",
         action="extend",
-        type=Path,
         metavar="FILE",
         help="labelled sentences (CoNLL, JSONL, Parquet; also gzipped); several are pooled",
     )
@@ -137,7 +137,8 @@ def _measure_tags(
     gold = [list(item.tags or ()) for corpus in corpora for item in corpus.sentences]
     expected = _tagger(folder, args.threads).tag_words(sentences)
     found = _tagger(quantised, args.threads).tag_words(sentences)
-    before, after = score(gold, expected), score(gold, found)
+    scheme = iob.scheme_of(folder.config.labels)
+    before, after = score(gold, expected, scheme), score(gold, found, scheme)
     if not before.overall.gold:
         raise ValueError("--dev holds no entities; the loss cannot be measured on it")
     pairs = [pair for a, b in zip(expected, found, strict=True) for pair in zip(a, b, strict=True)]
