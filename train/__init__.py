@@ -13,10 +13,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from xdistil_fast.train.config import DistillConfig
     from xdistil_fast.train.distillation import distill
+    from xdistil_fast.train.document_teacher import DocumentTeacher, fine_tune_classifier
     from xdistil_fast.train.finetune import TeacherSettings, fine_tune
     from xdistil_fast.train.teacher import Teacher
 
-__all__ = ["DistillConfig", "Teacher", "TeacherSettings", "distill", "fine_tune"]
+__all__ = [
+    "DistillConfig",
+    "DocumentTeacher",
+    "Teacher",
+    "TeacherSettings",
+    "distill",
+    "fine_tune",
+    "fine_tune_classifier",
+]
 
 if __name__ != "xdistil_fast.train":
     raise ImportError(
@@ -26,10 +35,12 @@ if __name__ != "xdistil_fast.train":
 
 _MODULES = {
     "DistillConfig": "config",
+    "DocumentTeacher": "document_teacher",
     "Teacher": "teacher",
     "TeacherSettings": "finetune",
     "distill": "distillation",
     "fine_tune": "finetune",
+    "fine_tune_classifier": "document_teacher",
 }
 
 

@@ -53,6 +53,11 @@ class Documents:
         """Classes that occur."""
         return frozenset(self.labels)
 
+    @property
+    def language(self) -> str | None:
+        """None: files of texts are not told apart by language."""
+        return None
+
     def describe(self, role: str) -> dict[str, object]:
         """Entry of ``run.json``'s ``data``: name, digest and counts; ``role`` as given."""
         entry: dict[str, object] = {

@@ -83,8 +83,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sep_token="[SEP]",
     ).save_pretrained(folder)  # fmt: skip
     config = transformers.BertConfig(
-        vocab_size=len(PIECES), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=20,
+        vocab_size=len(PIECES), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=20, initializer_range=0.1,
     )  # fmt: skip
     # Without a pooler, as encoders trained on masked words have none.
     transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
@@ -96,7 +96,7 @@ def teacher(base: Path, files: dict[str, str], tmp_path_factory: pytest.TempPath
     out = tmp_path_factory.mktemp("teachers") / "teacher"
     arguments = [
         "teacher", "--task", "classification", "--model", str(base), "--train", files["train"],
-        "--dev", files["dev"], "-o", str(out), "--epochs", "4", "--lr", "5e-3", "--batch-size", "8",
+        "--dev", files["dev"], "-o", str(out), "--epochs", "8", "--lr", "1e-2", "--batch-size", "8",
     ]  # fmt: skip
     assert main(arguments) == 0
     return out
@@ -117,8 +117,8 @@ def test_teacher(teacher: Path, files: dict[str, str]) -> None:
     record = json.loads((teacher / "run.json").read_text("utf-8"))
     assert record["labels"] == ["negative", "positive"]
     best = record["metrics"]["dev"]
-    assert best["accuracy"] > 90
-    assert [entry["epoch"] for entry in record["metrics"]["epochs"]] == [1, 2, 3, 4]
+    assert best["accuracy"] > 95
+    assert [entry["epoch"] for entry in record["metrics"]["epochs"]] == list(range(1, 9))
     dev = read_documents(files["dev"])
     loaded = DocumentTeacher.from_pretrained(teacher)
     assert score_classes(dev.labels, loaded.classify(dev.texts)).to_dict() == best
@@ -131,13 +131,13 @@ def test_teacher_outputs(teacher: Path) -> None:
     model = loaded.model
     texts = ["the film was fine .", "", "awful", " ".join(REST * 5 + ["fine"])]
     ids = [loaded.tokenizer.encode(t, add_special_tokens=False).ids for t in texts]
-    logits, states = loaded.document_outputs(ids, 40, layer=2)
+    logits, states = loaded.document_outputs(ids, 40, layer=1)
     assert loaded.max_pieces == 18
 
     def ask(pieces: list[int]) -> tuple[Any, Any]:
         with torch.inference_mode():
             found = model(torch.tensor([[2, *pieces, 3]]), output_hidden_states=True)
-        return found.logits[0].numpy(), found.hidden_states[2][0, 0].numpy()
+        return found.logits[0].numpy(), found.hidden_states[1][0, 0].numpy()
 
     for row in range(3):
         expected = ask(ids[row])
@@ -313,7 +313,7 @@ def test_files_refused(files: dict[str, str], teacher: Path, tmp_path: Path) -> 
         distill(make_config({**files, "dev": str(strange)}, teacher, tmp_path / "out"))
     with pytest.raises(ValueError, match="only one class"):
         fine_tune_classifier(
-            tmp_path, [read_documents(strange)], [read_documents(strange)], tmp_path / "out"
+            teacher, [read_documents(strange)], [read_documents(strange)], tmp_path / "out"
         )
     with pytest.raises(ValueError, match=r"classes \['mixed'\] do not occur in train"):
         fine_tune_classifier(
