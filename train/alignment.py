@@ -216,3 +216,26 @@ def _cumulative(lengths: Sequence[int]) -> Int64Array:
     out = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(np.array(lengths, dtype=np.int64), out=out[1:])
     return out
+
+
+def align_text(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> Alignment:
+    """Tokenise running text; a word is what the tokeniser's pre-tokeniser takes for one."""
+    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    cu_pieces = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum([len(encoding.ids) for encoding in encodings], out=cu_pieces[1:])
+    ids = np.array([i for encoding in encodings for i in encoding.ids], np.int32)
+    # A piece without a word (an added token that stands in the text) is a word by itself.
+    local = np.array(
+        [-1 if w is None else w for encoding in encodings for w in encoding.word_ids], np.int64
+    )
+    begins = np.ones(len(ids), bool)
+    begins[1:] = (local[1:] != local[:-1]) | (local[1:] < 0)
+    begins[cu_pieces[:-1][np.diff(cu_pieces) > 0]] = True
+    first_piece = np.flatnonzero(begins)
+    return Alignment(
+        ids=ids,
+        cu_pieces=cu_pieces,
+        word_of_piece=np.cumsum(begins) - 1,
+        cu_words=np.searchsorted(first_piece, cu_pieces),
+        first_piece=first_piece,
+    )

@@ -29,32 +29,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from safetensors.numpy import save
 from tqdm import tqdm
 
-from xdistil_fast.train import runs
 from xdistil_fast.train.alignment import (
     IGNORED,
-    Alignment,
     align,
+    align_text,
     piece_targets,
     split_points,
     tag_ids,
 )
-from xdistil_fast.train.corpora import Sentence, file_digest
+from xdistil_fast.train.corpora import Sentence
 from xdistil_fast.train.distributed import Ranks
 from xdistil_fast.train.representation import (
     Components,
@@ -63,16 +56,13 @@ from xdistil_fast.train.representation import (
     spread,
     stored_components,
 )
+from xdistil_fast.train.shards import Arrays, Shards, map_shard
 from xdistil_fast.train.texts import Texts
 
-SHARD_SENTENCES = 4096
-MANIFEST = "manifest.json"
 _FORMAT = 1
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
-T = TypeVar("T")
 Float32Array = npt.NDArray[np.float32]
-Arrays = dict[str, npt.NDArray[Any]]
 # Sequences of pieces and a progress callback to logits and hidden states, the latter maybe empty.
 Ask = Callable[
     [list[npt.NDArray[Any]], Callable[[int], object]],
@@ -150,7 +140,7 @@ class Cache:
         self.sentences = int(self._first[-1])
         self.pieces = sum(entry["pieces"] for entry in entries.values())
         # Each open map holds a file descriptor, of which a process may have 1024 at worst.
-        self._map = functools.lru_cache(maxsize=512)(_map_shard)
+        self._map = functools.lru_cache(maxsize=512)(map_shard)
         first = self._map(self._paths[0]) if self._paths else {}
         self.width = first["representation"].shape[1] if "representation" in first else 0
 
@@ -260,7 +250,6 @@ def build_cache(
         "max_length": max_length,
         "pieces": pieces,
         "soft": soft,
-        "shard_sentences": SHARD_SENTENCES,
     }
     if texts.languages:
         about["languages"] = texts.languages
@@ -305,120 +294,6 @@ def build_cache(
         progress=progress,
     )
     return Cache(shards.folder, shards.done), shards.key
-
-
-class Shards:
-    """The shards of a cache folder as they are made.
-
-    Attributes:
-        key: SHA-256 of what the shards depend on.
-        folder: where they lie.
-        manifest: content of the manifests that were found.
-        done: entries of the shards that are finished and intact, by name.
-        complete: whether these are all.
-        ranks: the processes that make them.
-    """
-
-    def __init__(self, root: Path, about: Mapping[str, Any], ranks: Ranks | None = None) -> None:
-        """Find what is there already.
-
-        Args:
-            root: cache folder, made where missing.
-            about: all that the shards depend on; plain JSON values.
-            ranks: the processes that make them together; this one alone if None.
-        """
-        self.ranks = ranks or Ranks()
-        self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-        self.folder = root / self.key[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.manifest = _read_manifests(self.folder)
-        self._about = about
-        found: dict[str, dict[str, Any]] = self.manifest["shards"]
-        self.done = {
-            name: entry for name, entry in found.items() if _intact(self.folder / name, entry)
-        }
-        self.ranks.wait()  # all have read before anybody writes
-        self.complete = bool(self.manifest.get("complete")) and len(self.done) == len(found)
-        if damaged := sorted(found.keys() - self.done.keys()):
-            tqdm.write(f"{self.folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
-
-    def fill(
-        self,
-        items: Iterable[T],
-        label: Callable[[list[T], tqdm[Any]], Arrays],
-        *,
-        title: str,
-        extra: Mapping[str, Any] = MappingProxyType({}),
-        expected: int | None = None,
-        progress: bool = True,
-    ) -> None:
-        """Make the shards that are missing.
-
-        Args:
-            items: sentences or texts; streamed.
-            label: arrays of a shard from its items; moves the bar on by their pieces.
-            title: of the bar.
-            extra: further entries of the manifest.
-            expected: number of items, about; lets the bar guess when it will be full.
-            progress: show a bar, in pieces.
-
-        Raises:
-            ValueError: there is no piece in any of the items.
-            OSError: a full disk, say; what is finished stays.
-        """
-        ranks, entry = self.ranks, {"about": self._about, **extra}
-        # Where several work, each writes down what was there before as well: nothing is lost when
-        # one manifest replaces another.
-        own_manifest = self.folder / (
-            MANIFEST if ranks.size == 1 else f"manifest-{ranks.rank}.json"
-        )
-        count = 0
-        with tqdm(
-            desc=title,
-            unit="piece",
-            unit_scale=True,
-            disable=None if progress else True,
-            dynamic_ncols=True,
-            leave=False,
-        ) as bar:
-            for number, chunk in enumerate(_chunks(items, SHARD_SENTENCES)):
-                name = f"shard-{number:05d}.safetensors"
-                if name in self.done:
-                    bar.update(self.done[name]["pieces"])
-                elif number % ranks.size == ranks.rank:
-                    self.done[name] = _write_shard(self.folder / name, label(chunk, bar))
-                    self.done = dict(sorted(self.done.items()))
-                    runs.write_json(own_manifest, {**entry, "shards": self.done})
-                else:
-                    continue
-                count += len(chunk)
-                if expected:
-                    bar.total = round(bar.n * max(1.0, expected / ranks.size / count))
-        ranks.wait()
-        if ranks.size > 1:
-            self.done = _read_manifests(self.folder)["shards"]
-        ranks.wait()
-        if not sum(shard["pieces"] for shard in self.done.values()):
-            raise ValueError(
-                "train and transfer: the tokeniser makes no piece of any of these words"
-            )
-        if ranks.first:
-            whole = {**entry, "complete": True, "shards": self.done}
-            runs.write_json(self.folder / MANIFEST, whole)
-            for file in self.folder.glob("manifest-*.json"):
-                file.unlink()
-        ranks.wait()
-
-
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    chunk: list[T] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def _label(
@@ -519,89 +394,3 @@ def _components(
         lambda add: teacher.outputs(ids, batch_pieces, layer=representation.layer, reduce=add),
         representation.size,
     )
-
-
-def align_text(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> Alignment:
-    """Tokenise running text; a word is what the tokeniser's pre-tokeniser takes for one."""
-    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    cu_pieces = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum([len(encoding.ids) for encoding in encodings], out=cu_pieces[1:])
-    ids = np.array([i for encoding in encodings for i in encoding.ids], np.int32)
-    # A piece without a word (an added token that stands in the text) is a word by itself.
-    local = np.array(
-        [-1 if w is None else w for encoding in encodings for w in encoding.word_ids], np.int64
-    )
-    begins = np.ones(len(ids), bool)
-    begins[1:] = (local[1:] != local[:-1]) | (local[1:] < 0)
-    begins[cu_pieces[:-1][np.diff(cu_pieces) > 0]] = True
-    first_piece = np.flatnonzero(begins)
-    return Alignment(
-        ids=ids,
-        cu_pieces=cu_pieces,
-        word_of_piece=np.cumsum(begins) - 1,
-        cu_words=np.searchsorted(first_piece, cu_pieces),
-        first_piece=first_piece,
-    )
-
-
-def _write_shard(path: Path, arrays: Arrays) -> dict[str, Any]:
-    """Write beside and rename; the shard's entry of the manifest."""
-    blob = save(arrays)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(blob)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return {
-        "sentences": len(arrays["cu_seqlens"]) - 1,
-        "pieces": len(arrays["ids"]),
-        "bytes": len(blob),
-        "digest": hashlib.sha256(blob).hexdigest(),
-    }
-
-
-def _read_manifests(folder: Path) -> dict[str, Any]:
-    """All manifests as one; one that is missing or damaged counts as empty.
-
-    What it would have named is made anew, as are shards in other components than the first one's.
-    """
-    merged: dict[str, Any] = {"shards": {}}
-    for path in [folder / MANIFEST, *sorted(folder.glob("manifest-*.json"))]:
-        try:
-            manifest = json.loads(path.read_text("utf-8"))
-            shards = dict(manifest.get("shards", {}))
-        except (FileNotFoundError, ValueError, AttributeError, TypeError):
-            continue
-        if manifest.get("components") == merged.setdefault(
-            "components", manifest.get("components")
-        ):
-            merged["shards"] |= shards
-            merged["complete"] = merged.get("complete") or manifest.get("complete")
-    return {**merged, "shards": dict(sorted(merged["shards"].items()))}
-
-
-def _intact(path: Path, entry: Mapping[str, Any]) -> bool:
-    try:
-        same_size = path.stat().st_size == int(entry["bytes"])
-        return same_size and file_digest(path) == str(entry["digest"])
-    except FileNotFoundError:
-        return False
-
-
-def _map_shard(path: Path) -> Arrays:
-    """Arrays of a safetensors file as views of its mapped bytes: nothing is read here."""
-    mapped = np.memmap(path, np.uint8, "r")
-    begin = 8 + int(mapped[:8].view("<u8")[0])
-    header = json.loads(mapped[8:begin].tobytes())
-    types = {"I32": "<i4", "I16": "<i2", "U8": "u1", "F16": "<f2"}
-    return {
-        name: mapped[begin + entry["data_offsets"][0] : begin + entry["data_offsets"][1]]
-        .view(types[entry["dtype"]])
-        .reshape(entry["shape"])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }

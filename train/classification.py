@@ -26,11 +26,11 @@ from xdistil_fast.model_io import ModelConfig
 from xdistil_fast.train import losses
 from xdistil_fast.train.cache import Batch, Cache
 from xdistil_fast.train.config import DistillConfig, parse_size
-from xdistil_fast.train.corpora import check_label_map
 from xdistil_fast.train.distributed import Ranks
 from xdistil_fast.train.document_cache import DocumentCache, LabelledTexts, build_document_cache
 from xdistil_fast.train.document_teacher import DocumentTeacher
 from xdistil_fast.train.documents import Documents, read_documents
+from xdistil_fast.train.label_maps import check_label_map
 from xdistil_fast.train.student import Dropout, FloatArray, Student
 from xdistil_fast.train.tagging import REPRESENTATION_LOSSES
 from xdistil_fast.train.vocabulary import Vocabulary

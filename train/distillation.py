@@ -33,7 +33,8 @@ from xdistil_fast.train.cache import Cache, build_cache
 from xdistil_fast.train.card import model_card, teacher_on_dev
 from xdistil_fast.train.classification import Classification, ClassificationJob
 from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_size
-from xdistil_fast.train.corpora import Corpus, check_label_map, labelling_of, read_labelled
+from xdistil_fast.train.corpora import Corpus, labelling_of, read_labelled
+from xdistil_fast.train.label_maps import check_label_map
 from xdistil_fast.train.languages import check_languages
 from xdistil_fast.train.representation import Representation
 from xdistil_fast.train.tagging import Tagging

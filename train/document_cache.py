@@ -22,14 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from xdistil_fast.train.alignment import IGNORED, split_points
+from xdistil_fast.train.alignment import IGNORED, align_text, split_points
 from xdistil_fast.train.cache import (
-    SHARD_SENTENCES,
-    Arrays,
     Batch,
     Cache,
-    Shards,
-    align_text,
     half,
 )
 from xdistil_fast.train.corpora import Sentence, read_transfer
@@ -37,6 +33,7 @@ from xdistil_fast.train.distributed import Ranks
 from xdistil_fast.train.document_teacher import DocumentTeacher
 from xdistil_fast.train.documents import Documents
 from xdistil_fast.train.representation import Components, FloatArray, principal_components
+from xdistil_fast.train.shards import Arrays, Shards
 from xdistil_fast.train.texts import Texts, fingerprint
 
 _FORMAT = 1
@@ -175,7 +172,6 @@ def build_document_cache(
         "max_length": max_length,
         "soft": soft,
         "layer": layer,
-        "shard_sentences": SHARD_SENTENCES,
     }
     shards = Shards(root, about, ranks)
     if not shards.complete:

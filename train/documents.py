@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xdistil_fast.train.corpora import (
-    LabelMap,
-    check_label_map,
     file_digest,
     read_columns,
     read_json_lines,
     read_lines,
     starts_as_parquet,
 )
+from xdistil_fast.train.label_maps import LabelMap, check_label_map
 from xdistil_fast.train.runs import portable
 
 _NEEDED = 'labelled texts need "text" (a string) and "label" (a string or a whole number)'

@@ -29,8 +29,7 @@ import transformers
 from tqdm import tqdm
 
 from xdistil_fast.train import checkpoint, runs
-from xdistil_fast.train.alignment import IGNORED, align, split_points
-from xdistil_fast.train.cache import align_text
+from xdistil_fast.train.alignment import IGNORED, align, align_text, split_points
 from xdistil_fast.train.corpora import Sentence, file_digest, read_transfer, split_language
 from xdistil_fast.train.finetune import adamw, fast_bf16, rate_factor
 from xdistil_fast.train.teacher import (

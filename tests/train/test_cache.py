@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tokenizers import models, normalizers, pre_tokenizers
 
-from xdistil_fast.train import cache as module
-from xdistil_fast.train.alignment import IGNORED, align, piece_targets, tag_ids
-from xdistil_fast.train.cache import Cache, align_text, build_cache
+from xdistil_fast.train import shards
+from xdistil_fast.train.alignment import IGNORED, align, align_text, piece_targets, tag_ids
+from xdistil_fast.train.cache import Cache, build_cache
 from xdistil_fast.train.corpora import Sentence, read_labelled
 from xdistil_fast.train.representation import Representation
 from xdistil_fast.train.texts import Texts
@@ -94,7 +94,7 @@ def texts(tmp_path: Path) -> Texts:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHARD_SENTENCES", 4)
+    monkeypatch.setattr("xdistil_fast.train.shards.SHARD_SENTENCES", 4)
 
 
 def build(root: Path, teacher: FakeTeacher, texts: Texts, **more: Any) -> Cache:
@@ -268,7 +268,7 @@ def test_full_disk_keeps_what_is_finished(
     tmp_path: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = FakeTeacher()
-    real, calls = module.os.fsync, []
+    real, calls = shards.os.fsync, []
 
     def fsync(fd: int) -> None:
         calls.append(fd)
@@ -276,12 +276,12 @@ def test_full_disk_keeps_what_is_finished(
             raise OSError(28, "No space left on device")
         real(fd)
 
-    monkeypatch.setattr(module.os, "fsync", fsync)
+    monkeypatch.setattr(shards.os, "fsync", fsync)
     with pytest.raises(OSError, match="No space left"):
         build(tmp_path / "c", teacher, texts)
     names = sorted(p.name for p in (tmp_path / "c").rglob("*.*"))
     assert names == ["manifest.json", "shard-00000.safetensors"]
-    monkeypatch.setattr(module.os, "fsync", real)
+    monkeypatch.setattr(shards.os, "fsync", real)
     second = FakeTeacher()
     build(tmp_path / "c", second, texts)
     assert len(second.asked) == 2

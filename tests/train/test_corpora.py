@@ -14,10 +14,10 @@ from xdistil_fast.train.corpora import (
     Sentence,
     file_digest,
     labelling_of,
-    load_label_map,
     read_labelled,
     read_transfer,
 )
+from xdistil_fast.train.label_maps import load_label_map
 
 IOB2 = "Mara\tB-PER\nLind\tI-PER\nvisited\tO\nOslo\tB-LOC\n\nTea\tO\n.\tO\n"
 ROWS = (

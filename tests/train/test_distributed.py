@@ -36,8 +36,8 @@ def start(named: dict[str, Any], out: Path, cache: Path, **more: Any) -> subproc
     program.write_text(
         "import sys\n"
         "from xdistil_fast.cli import main\n"
-        "from xdistil_fast.train import cache\n"
-        "cache.SHARD_SENTENCES = 16\n"
+        "from xdistil_fast.train import shards\n"
+        "shards.SHARD_SENTENCES = 16\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     with socket.socket() as free:
@@ -74,7 +74,7 @@ def alone(named: dict[str, Any], out: Path, cache: Path) -> dict[str, Any]:
     settings = {**SETTINGS, "progress": False, "cache": str(cache)}
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("xdistil_fast.train.cache.SHARD_SENTENCES", 16)
+            patch.setattr("xdistil_fast.train.shards.SHARD_SENTENCES", 16)
             return distill(DistillConfig(**named, **settings, output=str(out)))
     finally:
         torch.set_num_threads(threads)

@@ -12,7 +12,7 @@ import pytest
 
 from xdistil_fast import cli
 from xdistil_fast.train.config import DistillConfig
-from xdistil_fast.train.corpora import load_label_map
+from xdistil_fast.train.label_maps import load_label_map
 
 RECIPES = Path(__file__).resolve().parents[2] / "train" / "recipes"
 

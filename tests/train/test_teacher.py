@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from xdistil_fast.train.teacher import Teacher, _windows, backend_of, load_base, load_tokenizer
+from xdistil_fast.train.teacher import Teacher, windows_of, backend_of, load_base, load_tokenizer
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "mara", "lin", "##den", "left", "oslo", "in", "."]
@@ -111,7 +111,7 @@ def test_long_sequences_are_read_in_windows(teacher: Teacher) -> None:
     (logits,) = teacher.logits([ids])
     assert logits.shape == (len(ids), len(LABELS))
     expected = np.empty_like(logits)
-    for start, stop, keep, end in _windows(len(ids), size):
+    for start, stop, keep, end in windows_of(len(ids), size):
         expected[keep:end] = direct(teacher, ids[start:stop].tolist())[keep - start : end - start]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
@@ -126,7 +126,7 @@ def test_outputs_are_logits_and_states_of_a_layer(teacher: Teacher, layer: int) 
         np.testing.assert_array_equal(found, plain, err_msg=str(ids))
     for ids, found in zip(sequences, states, strict=True):
         assert (found.shape, found.dtype) == ((len(ids), 16), np.float32)
-        for start, stop, keep, end in _windows(len(ids), size):
+        for start, stop, keep, end in windows_of(len(ids), size):
             with torch.no_grad():
                 whole = teacher.model(
                     input_ids=torch.tensor([[2, *ids[start:stop], 3]]), output_hidden_states=True
@@ -157,7 +157,7 @@ def test_the_papers_layer(teacher: Teacher, depth: int, layer: int) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 28, 29, 100])
 def test_windows_cover_everything_once(length: int) -> None:
-    windows = _windows(length, 16)
+    windows = windows_of(length, 16)
     kept = [i for _, _, keep, end in windows for i in range(keep, end)]
     assert kept == list(range(length))
     for start, stop, keep, end in windows:
@@ -170,7 +170,7 @@ def test_windows_cover_everything_once(length: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_tiny_windows(size: int) -> None:
-    assert [w[2:] for w in _windows(4, size)][-1][1] == 4
+    assert [w[2:] for w in windows_of(4, size)][-1][1] == 4
 
 
 def test_training_mode_comes_back(folder: Path) -> None:

@@ -22,8 +22,8 @@ from xdistil_fast.train.config import (
     TASKS,
     DistillConfig,
 )
-from xdistil_fast.train.corpora import load_label_map
 from xdistil_fast.train.distillation import distill
+from xdistil_fast.train.label_maps import load_label_map
 from xdistil_fast.train.languages import language_table
 from xdistil_fast.train.plots import need_matplotlib
 from xdistil_fast.train.schedules import SCHEDULES

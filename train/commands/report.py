@@ -15,9 +15,10 @@ from xdistil_fast.model_config import PRECISIONS
 from xdistil_fast.model_io import CARD_FILE, WEIGHTS_FILE, file_digest
 from xdistil_fast.train import runs
 from xdistil_fast.train.card import with_test_scores
-from xdistil_fast.train.corpora import load_label_map, read_labelled
+from xdistil_fast.train.corpora import read_labelled
 from xdistil_fast.train.evaluation import Evaluation, teacher_evaluation
 from xdistil_fast.train.html_report import EXAMPLES, html_report
+from xdistil_fast.train.label_maps import load_label_map
 from xdistil_fast.train.plots import need_matplotlib
 from xdistil_fast.train.report import build_report, check_output, load_runs, write_report
 

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 from xdistil_fast.train import runs
-from xdistil_fast.train.corpora import load_label_map, read_labelled
+from xdistil_fast.train.corpora import read_labelled
 from xdistil_fast.train.distributed import one_process_only
 from xdistil_fast.train.document_teacher import fine_tune_classifier
 from xdistil_fast.train.documents import read_documents
 from xdistil_fast.train.finetune import TeacherSettings, fine_tune
+from xdistil_fast.train.label_maps import load_label_map
 from xdistil_fast.train.languages import language_table
 
 _DEFAULTS = TeacherSettings()

@@ -21,7 +21,8 @@ from xdistil_fast.model_io import CONFIG_FILE, ModelError, load_folder, resolve_
 from xdistil_fast.scoring import score
 from xdistil_fast.tagger import Tagger
 from xdistil_fast.train import runs
-from xdistil_fast.train.corpora import Corpus, labelling_of, load_label_map, read_labelled
+from xdistil_fast.train.corpora import Corpus, labelling_of, read_labelled
+from xdistil_fast.train.label_maps import load_label_map
 from xdistil_fast.train.languages import (
     check_languages,
     language_report,

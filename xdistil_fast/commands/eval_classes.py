@@ -18,8 +18,8 @@ from xdistil_fast.model_config import TEXT_CLASSIFICATION
 from xdistil_fast.model_io import CONFIG_FILE, ModelError, ModelFolder, load_folder
 from xdistil_fast.scoring import Counts
 from xdistil_fast.train import runs
-from xdistil_fast.train.corpora import load_label_map
 from xdistil_fast.train.documents import Documents, read_documents
+from xdistil_fast.train.label_maps import load_label_map
 
 _MAX_CONFIG_BYTES = 16 << 20
 

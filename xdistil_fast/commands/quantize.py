@@ -30,8 +30,9 @@ from xdistil_fast.model_io import (
 from xdistil_fast.quantization import quantize_tensors
 from xdistil_fast.scoring import score
 from xdistil_fast.tagger import Tagger
-from xdistil_fast.train.corpora import Corpus, load_label_map, read_labelled
+from xdistil_fast.train.corpora import Corpus, read_labelled
 from xdistil_fast.train.documents import Documents
+from xdistil_fast.train.label_maps import load_label_map
 
 MAX_LOSS = 0.3
 _TITLE = "## Quantisation"
