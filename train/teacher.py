@@ -513,11 +513,7 @@ def check_finite(name: str, model: torch.nn.Module) -> None:
             raise ValueError(f"{name}: weight {key!r} holds NaN or infinity")
 
 
-def check_vocabulary(
-    name: str,
-    model: Model,
-    hf_tokenizer: HFTokenizer,
-) -> None:
+def check_vocabulary(name: str, model: Model, hf_tokenizer: HFTokenizer) -> None:
     """Refuse a tokeniser with more pieces than the model has embeddings (ValueError)."""
     rows = model.get_input_embeddings().weight.shape[0]
     size = hf_tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=True)

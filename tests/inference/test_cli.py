@@ -133,7 +133,7 @@ def test_version_and_help(run: Any) -> None:
         ([], "the following arguments are required: COMMAND"),
         (["tga"], "unknown command 'tga'; did you mean tag?"),
         (["distil", "--teacher", "x"], "unknown command 'distil'; did you mean distill?"),
-        (["xyzzy"], "unknown command 'xyzzy'; there are tag, eval, quantize, bench"),
+        (["xyzzy"], "unknown command 'xyzzy'; there are tag, classify, eval, quantize"),
         (["tag", "--modle", "x"], "unknown option --modle; did you mean --model?"),
         (["tag", "--modle=x"], "unknown option --modle; did you mean --model?"),
         (["tag", "--tex", "x"], "unknown option --tex; did you mean --text?"),
