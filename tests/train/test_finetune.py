@@ -184,13 +184,9 @@ def test_best_epoch_is_what_is_saved(
     scores = iter([10.0, 30.0, 30.0])
     real = finetune.TrainingRun._evaluate
 
-    class Fake:
-        def __init__(self, inner: Scores) -> None:
-            self.f1, self.to_dict = next(scores), inner.to_dict
-
     def evaluate(self: finetune.TrainingRun) -> Any:
         snapshots.append({k: v.clone() for k, v in self.model.state_dict().items()})
-        return Fake(real(self)[0]), {}
+        return next(scores), *real(self)[1:]
 
     monkeypatch.setattr(finetune.TrainingRun, "_evaluate", evaluate)
     record = fine_tune(base, *corpora, tmp_path / "t", SETTINGS, progress=False)

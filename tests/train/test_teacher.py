@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from xdistil_fast.train.teacher import Teacher, windows_of, backend_of, load_base, load_tokenizer
+from xdistil_fast.train.teacher import Teacher, backend_of, load_base, load_tokenizer, windows_of
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "mara", "lin", "##den", "left", "oslo", "in", "."]
