@@ -20,8 +20,8 @@ double value_of(uint8_t h) {
   return static_cast<double>(h - kInt8HiddenZero);
 }
 
-// Rows whose bytes are summed in 32 bits.
-constexpr int64_t kSumRows = 1 << 16;
+// Rows whose bytes are summed in 16 bits, which a compiler makes of bytes in one step.
+constexpr int64_t kSumRows = 65535 / (2 * kInt8HiddenZero - 1);
 
 }  // namespace
 
@@ -75,15 +75,16 @@ void PooledState::add_rows(const unsigned char* rows, int64_t count, size_t stri
       for (int k = 0; k < width; ++k) state[k] += static_cast<double>(row[k]);
     }
   } else {
-    int32_t* sums = sums_.data();
+    uint16_t* sums = sums_.data();
     for (int64_t begin = 0; begin < count; begin += kSumRows) {
       const int64_t end = std::min(count, begin + kSumRows);
-      std::fill_n(sums, width, static_cast<int32_t>(kInt8HiddenZero * (begin - end)));
+      std::fill_n(sums, width, static_cast<uint16_t>(0));
       for (int64_t r = begin; r < end; ++r) {
         const uint8_t* row = row_at<uint8_t>(rows, r, stride);
-        for (int k = 0; k < width; ++k) sums[k] += row[k];
+        for (int k = 0; k < width; ++k) sums[k] = static_cast<uint16_t>(sums[k] + row[k]);
       }
-      for (int k = 0; k < width; ++k) state[k] += sums[k];
+      const int zeros = kInt8HiddenZero * static_cast<int>(end - begin);
+      for (int k = 0; k < width; ++k) state[k] += sums[k] - zeros;
     }
   }
 }

@@ -37,7 +37,7 @@ class PooledState {
   bool bytes_ = false;
   int64_t count_ = 0;
   std::vector<double> state_;  // in units of 1 / kInt8HiddenLevels if of bytes
-  std::vector<int32_t> sums_;
+  std::vector<uint16_t> sums_;
   std::vector<unsigned char> highest_;
 };
 

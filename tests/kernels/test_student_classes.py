@@ -246,6 +246,22 @@ def test_a_text_of_more_pieces_than_are_held_at_once(precision: str, pooling: st
         np.testing.assert_array_equal(compute(alone, pooling, 1, windows)[0], got[text])
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_long_sequences(using_isa: UsingIsa, isa: str, precision: str, pooling: str) -> None:
+    """Sums of bytes are kept in 16 bits for 516 states at most; here of states near 1."""
+    problem = make_problem([516, 517, 1300], 3, precision)
+    for at in (2, 5):  # open gates: c grows from step to step, and h with it
+        problem.bilstm[at][:] = 9
+    with using_isa(isa):
+        states = hidden(problem)
+        got = compute(problem, pooling)
+    assert states.mean() > 0.9
+    pooled = oracle.pool(states, problem.cu_seqlens, pooling)
+    check(got, pooled @ matrix(problem).T + problem.output[1])
+
+
 # --- arguments ---------------------------------------------------------------------------------
 
 
