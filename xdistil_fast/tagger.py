@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from xdistil_fast import _core
 from xdistil_fast import labels as iob
+from xdistil_fast.cuda_student import student_on
 from xdistil_fast.model_io import (
     ModelConfig,
     Tensors,
@@ -21,7 +22,7 @@ from xdistil_fast.model_io import (
     load_tokenizer,
     resolve_model,
 )
-from xdistil_fast.student import MAX_PIECES, Floats, Ints, Student
+from xdistil_fast.student import MAX_PIECES, Floats, Ints
 from xdistil_fast.tokenization import Encoded, TextEncoder, plan_windows
 
 # A word piece is about four characters long in most languages; only the size of a batch hangs on
@@ -74,6 +75,7 @@ class Tagger:
         threads: kernel threads; 0 is every core the process may use, 1 stays in the caller's.
         precision: "float32", "bfloat16" or "int8"; None is what the model is stored in.
         max_memory: bytes that the input table may take; None is 256 MiB (see `Student`).
+        device: "cpu", "cuda" or "cuda:N": where scores are computed (see `cuda_student`).
         name: shown by `repr`.
         digest: SHA-256 of the weights, "" if not known.
     """
@@ -87,6 +89,7 @@ class Tagger:
         threads: int = 0,
         precision: str | None = None,
         max_memory: int | None = None,
+        device: str = "cpu",
         name: str = "",
         digest: str = "",
     ) -> None:
@@ -95,7 +98,7 @@ class Tagger:
         self.digest = digest
         self._tensors = tensors
         self._tokenizer = tokenizer
-        self._student = Student(config, tensors, threads, precision, max_memory)
+        self._student = student_on(device, config, tensors, threads, precision, max_memory)
         self._encoder = TextEncoder(tokenizer, threads)
         self._names = config.labels
 
@@ -108,6 +111,7 @@ class Tagger:
         *,
         precision: str | None = None,
         max_memory: int | None = None,
+        device: str = "cpu",
     ) -> Tagger:
         """Loads a model.
 
@@ -120,11 +124,15 @@ class Tagger:
                 is the fastest and moves few tags; `xdistil quantize` measures how few.
             max_memory: bytes that the input table may take; None is 256 MiB. Changes speed and
                 memory, never a result.
+            device: "cpu"; "cuda" or "cuda:N" where the extension for GPUs was built, in "float32"
+                or "bfloat16"; results are close to the CPU's, not its bits.
 
         Raises:
             ModelError: (a ValueError) not found, or not a model this version can run.
             TypeError: an argument of another type.
             ValueError: an argument out of its range.
+            RuntimeError: there is no GPU, driver or extension for `device`; or it failed.
+            MemoryError: the GPU's memory does not suffice.
         """
         folder = load_folder(resolve_model(name_or_path, revision))
         return cls(
@@ -134,6 +142,7 @@ class Tagger:
             threads=threads,
             precision=precision,
             max_memory=max_memory,
+            device=device,
             name=os.fspath(name_or_path),
             digest=folder.digest,
         )
@@ -154,6 +163,11 @@ class Tagger:
         return self._student.precision
 
     @property
+    def device(self) -> str:
+        """Where scores are computed: "cpu" or "cuda:N"."""
+        return self._student.device
+
+    @property
     def parameters(self) -> int:
         """Number of trained values."""
         return count_parameters(self._tensors)
@@ -168,7 +182,7 @@ class Tagger:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles by value, so that a worker on another machine needs no folder."""
-        options = (self.threads, self.precision, self._student.max_memory)
+        options = (self.threads, self.precision, self._student.max_memory, self.device)
         state = (self.config, self._tensors, self._tokenizer.to_str(), *options)
         return _rebuild, (*state, self.name, self.digest)
 
@@ -422,6 +436,7 @@ def _rebuild(
     threads: int,
     precision: str,
     max_memory: int,
+    device: str,
     name: str,
     digest: str,
 ) -> Tagger:
@@ -432,6 +447,7 @@ def _rebuild(
         threads=threads,
         precision=precision,
         max_memory=max_memory,
+        device=device,
         name=name,
         digest=digest,
     )
