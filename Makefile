@@ -103,7 +103,7 @@ cuda: $(STAMPS)/core
 	export PATH="$(abspath $(BIN)):$$PATH"
 	cmake --preset cuda -DPython_EXECUTABLE=$(abspath $(BIN))/python
 	cmake --build --preset cuda --clean-first | tee build/cuda/build.log
-	python -m bench.cuda_table build/cuda/build.log -o bench/results/cuda-kernels.json
+	python -m bench.cuda_table build/cuda/build.log -o bench/cuda_kernels.json
 
 aarch64: $(STAMPS)/tools
 	for tool in aarch64-linux-gnu-g++ qemu-aarch64; do

@@ -167,7 +167,7 @@ class Clock:
     def __init__(self, report: Report) -> None:
         self._report = report
 
-    def time(self, run: Callable[[], Any], seconds: float = 0.4) -> dict[str, float]:
+    def time(self, run: Callable[[], Any], seconds: float = 0.4) -> dict[str, Any]:
         """Median and quartiles in microseconds of `run`, which has been warmed up."""
         import torch
 

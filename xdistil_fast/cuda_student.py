@@ -172,7 +172,7 @@ class CudaStudent(Student):
             _Buffer(self._number) for _ in range(5)
         )
         self._states, self._logits = _Buffer(self._number), _Buffer(self._number)
-        self._table = None
+        self._table: Any = None
         self.table_rows = 0
         vocab_size = self.config.vocab_size
         if vocab_size * self._row_nbytes <= self.max_memory:

@@ -256,7 +256,9 @@ struct Sum {
 XDF_DEVICE void mma_bf16(Lane<float> (&d)[4], const Lane<Quad<uint32_t>>& a,
                          const Lane<uint32_t>& b0, const Lane<uint32_t>& b1) {
 #if defined(__CUDACC__)
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+  // volatile: it must not be moved to where only some of the lanes need its result.
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0].value), "+f"(d[1].value), "+f"(d[2].value), "+f"(d[3].value)
       : "r"(a.value.v[0]), "r"(a.value.v[1]), "r"(a.value.v[2]), "r"(a.value.v[3]), "r"(b0.value),

@@ -12,7 +12,8 @@ from xdistil_fast import reference
 from xdistil_fast.torch_ops import cuda
 
 LENGTHS = [3, 0, 7, 1, 5, 2, 2, 9, 4, 0, 6, 40, 1]
-TOLERANCE = {torch.float64: 2e-13, torch.float32: 2e-6}
+# The oracle in log space is no more exact itself.
+TOLERANCE = {torch.float64: 2e-12, torch.float32: 4e-6}
 
 
 class Case:

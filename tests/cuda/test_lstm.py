@@ -17,7 +17,7 @@ from xdistil_fast.torch_ops import cuda
 
 LENGTHS = [3, 0, 7, 1, 5, 2, 2, 9, 4, 0, 6, 1, 1, 1, 8, 3, 2, 5, 7]
 # Of the largest value: rounding of the type, over sums this long.
-TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 1.5e-2}
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 3e-2}
 
 
 class Case:
@@ -113,13 +113,16 @@ def test_weights_that_fit_no_shared_memory(
     device: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case(dtype, 3, 40, [4, 2, 5], device.name)
-    limits = {"processors": 8, "shared_memory": 24_000, "max_cluster": 1}
+    shared_memory = 28_000 if dtype == torch.float64 else 16_000
+    limits = {"processors": 8, "shared_memory": shared_memory, "max_cluster": 1}
     monkeypatch.setattr(_backend, "device_info", lambda device: limits)
     _backend.lstm_plan.cache_clear()
     kind = str(dtype).removeprefix("torch.")
-    assert not _backend.lstm_plan(kind, True, 40, 3, 0).resident
-    got = case.run()
-    _backend.lstm_plan.cache_clear()
+    try:
+        assert not any(_backend.lstm_plan(kind, back, 40, 3, 0).resident for back in (False, True))
+        got = case.run()
+    finally:
+        _backend.lstm_plan.cache_clear()
     assert_close(got, case.oracle(), dtype)
 
 
@@ -213,11 +216,11 @@ def test_packing_keeps_every_weight_once(
     device: Any, kind: str, hidden: int, backward: bool
 ) -> None:
     dtype = getattr(torch, kind)
-    # Numbers that bfloat16 has: a weight and its direction can be told by its value.
-    count = 4 * hidden * hidden
-    codes = torch.arange(1, 2 * count + 1, dtype=torch.int32) + (1 << 8)
-    values = (codes.to(torch.int16) if kind == "bfloat16" else codes).view(dtype)
+    # A weight and its direction can be told by its value; of bfloat16, by its bits.
+    codes = torch.arange(1000, 1000 + 8 * hidden * hidden, dtype=torch.int16)
+    values = codes.view(dtype) if kind == "bfloat16" else codes.to(dtype)
     weights = values.to(device.name).view(2, 4 * hidden, hidden)
+    forward, reverse = weights[0].clone(), weights[1].clone()
     size = device.extension.lstm_packed_size(kind, backward, hidden)
     packed = torch.full((size,), torch.nan, dtype=dtype, device=device.name)
     device.extension.lstm_pack(
@@ -225,8 +228,8 @@ def test_packing_keeps_every_weight_once(
         backward,
         hidden,
         False,
-        weights[0].clone().data_ptr(),
-        weights[1].clone().data_ptr(),
+        forward.data_ptr(),
+        reverse.data_ptr(),
         packed.data_ptr(),
         *cuda._place(packed),
     )

@@ -67,7 +67,11 @@ def _separate(interleaved: Tensor) -> list[Tensor]:
     hidden = interleaved.shape[0] // 8
     both = interleaved.view(2, hidden, 4, -1).transpose(1, 2)
     shape = (4 * hidden, *interleaved.shape[1:])
-    return [both[direction].reshape(shape) for direction in (0, 1)]
+    # Copies even where the order is the same already: no output of an operator may share memory.
+    return [
+        both[direction].clone(memory_format=torch.contiguous_format).view(shape)
+        for direction in (0, 1)
+    ]
 
 
 def _packed(weights: Sequence[Tensor], backward: bool) -> Tensor:
@@ -150,10 +154,10 @@ def _previous(out: Tensor, offsets: Tensor, direction: int) -> Tensor:
     rows = out.new_zeros((total + 2, hidden))
     if direction == 0:
         rows[2 : total + 1] = out[: total - 1, :hidden]
-        rows.index_fill_(0, offsets[:-1].to(torch.int64) + 1, 0.0)
+        rows.index_fill_(0, offsets[:-1].to(torch.int64).clamp(0, total) + 1, 0.0)
     else:
         rows[1:total] = out[1:, hidden:]
-        rows.index_fill_(0, offsets[1:].to(torch.int64), 0.0)
+        rows.index_fill_(0, offsets[1:].to(torch.int64).clamp(0, total), 0.0)
     return rows[1 : total + 1]
 
 
