@@ -102,7 +102,8 @@ cuda: $(STAMPS)/core
 	if ! command -v nvcc >/dev/null; then echo "make cuda: skipped, no nvcc here"; exit 0; fi
 	export PATH="$(abspath $(BIN)):$$PATH"
 	cmake --preset cuda -DPython_EXECUTABLE=$(abspath $(BIN))/python
-	cmake --build --preset cuda --clean-first | tee build/cuda/build.log
+	rm -rf build/cuda/CMakeFiles/_cuda.dir/csrc
+	cmake --build --preset cuda | tee build/cuda/build.log
 	python -m bench.cuda_table build/cuda/build.log -o bench/cuda_kernels.json
 
 aarch64: $(STAMPS)/tools

@@ -63,7 +63,7 @@ struct Stream {
 #if defined(__CUDACC__)
 
 template <class Program>
-__global__ void __launch_bounds__(Program::kWarps* kLanes)
+__global__ void __launch_bounds__(Program::kWarps* kLanes, 1)
     run_program(const __grid_constant__ typename Program::Args args) {
   extern __shared__ __align__(16) unsigned char xdf_shared[];
   Block block;
