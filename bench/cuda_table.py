@@ -74,28 +74,31 @@ _TASKS = ("likelihood", "gradient", "marginals", "viterbi")
 
 
 def plans(extension: Any) -> list[dict[str, Any]]:
-    """How students of usual sizes would run, by the estimates of csrc/cuda/lstm_plan.h."""
-    rows = []
+    """How students of usual sizes would run, by the estimates of csrc/cuda/lstm_plan.h.
+
+    Rows of None: such a pass does not fit the shared memory of the device.
+    """
+    rows: list[dict[str, Any]] = []
     for device, limits in _DEVICES.items():
         for kind in ("float32", "bfloat16"):
             for hidden in (100, 200, 600):
                 for batch in (32, 512):
                     for backward in (False, True):
-                        plan = extension.lstm_plan(kind, backward, hidden, batch, *limits)
-                        rows.append(
-                            {
-                                "device": device,
-                                "kind": kind,
-                                "hidden_size": hidden,
-                                "batch": batch,
-                                "pass": "backward" if backward else "forward",
-                                "rows": plan.rows,
-                                "cluster": plan.cluster,
-                                "resident": plan.resident,
-                                "warps": plan.warps,
-                                "shared_memory": plan.shared_memory,
-                            }
-                        )
+                        row: dict[str, Any] = {
+                            "device": device,
+                            "kind": kind,
+                            "hidden_size": hidden,
+                            "batch": batch,
+                            "pass": "backward" if backward else "forward",
+                        }
+                        try:
+                            plan = extension.lstm_plan(kind, backward, hidden, batch, *limits)
+                        except ValueError:
+                            rows.append({**row, "rows": None})
+                            continue
+                        for name in ("rows", "cluster", "resident", "warps", "shared_memory"):
+                            row[name] = getattr(plan, name)
+                        rows.append(row)
     return rows
 
 
@@ -103,7 +106,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     columns = list(rows[0])
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     for row in rows:
-        print("| " + " | ".join(str(row[column]) for column in columns) + " |")
+        print("| " + " | ".join(str(row.get(column)) for column in columns) + " |")
 
 
 def main(arguments: list[str]) -> int:

@@ -32,6 +32,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {"32x32": (32, 32), "32x128": (32, 128), "512x128": (512, 128)}
 STUDENTS = {"E50 H200": (50, 200), "E100 H200": (100, 200), "E300 H600": (300, 600)}
+DEVICE = "cuda"  # tests/cuda/test_report.py lets the sections run in emulation
 NUM_TAGS = 9
 _GPU_TESTS = ("gpu", "lstm", "crf", "rows", "student")
 VOCABULARY = 20_000
@@ -263,12 +264,12 @@ class Student:
         self.lengths = lengths_of(shape)
         self.total = sum(self.lengths)
         self.hidden, self.input_size = hidden, input_size
-        self.ids = torch.randint(VOCABULARY, (self.total,), device="cuda")
-        self.embedding = torch.randn(VOCABULARY, input_size, device="cuda") * 0.5
-        self.lstm = torch.nn.LSTM(input_size, hidden, bidirectional=True).cuda()
-        self.linear = torch.nn.Linear(2 * hidden, NUM_TAGS).cuda()
-        self.cu_seqlens = torch.tensor([0, *self.lengths], device="cuda").cumsum(0).to(torch.int32)
-        self.tags = torch.randint(NUM_TAGS, (self.total,), device="cuda")
+        self.ids = torch.randint(VOCABULARY, (self.total,), device=DEVICE)
+        self.embedding = torch.randn(VOCABULARY, input_size, device=DEVICE) * 0.5
+        self.lstm = torch.nn.LSTM(input_size, hidden, bidirectional=True).to(DEVICE)
+        self.linear = torch.nn.Linear(2 * hidden, NUM_TAGS).to(DEVICE)
+        self.cu_seqlens = torch.tensor([0, *self.lengths], device=DEVICE).cumsum(0).to(torch.int32)
+        self.tags = torch.randint(NUM_TAGS, (self.total,), device=DEVICE)
 
     @property
     def weights(self) -> list[Any]:
@@ -305,15 +306,15 @@ class OurScores:
         self.table = table.half() if precision == "bfloat16" else table
         self.ids = student.ids.to(torch.int32)
         self.cu_seqlens, self.student = student.cu_seqlens, student
-        self.order = torch.empty(batch, dtype=torch.int32, device="cuda")
-        self.out = torch.empty((student.total, 2 * hidden), dtype=dtype, device="cuda")
-        self.scores = torch.empty((student.total, NUM_TAGS), device="cuda")
+        self.order = torch.empty(batch, dtype=torch.int32, device=DEVICE)
+        self.out = torch.empty((student.total, 2 * hidden), dtype=dtype, device=DEVICE)
+        self.scores = torch.empty((student.total, NUM_TAGS), device=DEVICE)
 
     def __call__(self) -> Any:
         """[total, num_tags]."""
         import torch
 
-        stream = torch.cuda.current_stream().cuda_stream
+        stream = torch.cuda.current_stream().cuda_stream if DEVICE == "cuda" else 0
         total, batch = self.student.total, len(self.student.lengths)
         hidden = self.student.hidden
         offsets, order = self.cu_seqlens.data_ptr(), self.order.data_ptr()
@@ -480,17 +481,17 @@ def crf(report: Report, clock: Clock) -> dict[str, Any]:
         batch, length = SHAPES[shape]
         torch.manual_seed(1)
         leaves = [
-            torch.randn(size, device="cuda", requires_grad=True)
+            torch.randn(size, device=DEVICE, requires_grad=True)
             for size in ((batch * length, NUM_TAGS), (NUM_TAGS,), (NUM_TAGS,), (NUM_TAGS,) * 2)
         ]
-        tags = torch.randint(NUM_TAGS, (batch * length,), device="cuda")
-        offsets = torch.arange(batch + 1, device="cuda", dtype=torch.int32) * length
+        tags = torch.randint(NUM_TAGS, (batch * length,), device=DEVICE)
+        offsets = torch.arange(batch + 1, device=DEVICE, dtype=torch.int32) * length
 
         def ours(leaves: Any = leaves, offsets: Any = offsets, tags: Any = tags) -> Any:
             loss = -torch_ops.crf_log_likelihood(leaves[0], offsets, tags, *leaves[1:]).sum()
             return torch.autograd.grad(loss, leaves)
 
-        mask = torch.ones((length, batch), dtype=torch.bool, device="cuda")
+        mask = torch.ones((length, batch), dtype=torch.bool, device=DEVICE)
 
         def theirs(
             leaves: Any = leaves, tags: Any = tags, mask: Any = mask, shape: Any = (batch, length)
@@ -536,7 +537,7 @@ def training(report: Report, clock: Clock) -> dict[str, Any]:
             report.say(f"  {name}, {shape}")
             student = Student(input_size, hidden, shape)
             crf_scores = [
-                torch.randn(size, device="cuda", requires_grad=True)
+                torch.randn(size, device=DEVICE, requires_grad=True)
                 for size in ((NUM_TAGS,), (NUM_TAGS,), (NUM_TAGS, NUM_TAGS))
             ]
             leaves = [*student.weights, *student.linear.parameters(), *crf_scores]
@@ -546,7 +547,7 @@ def training(report: Report, clock: Clock) -> dict[str, Any]:
                 dtype: Any, student: Any = student, values: Any = values, crf: Any = crf_scores,
                 leaves: Any = leaves,
             ) -> Any:  # fmt: skip
-                with torch.autocast("cuda", torch.bfloat16, dtype == torch.bfloat16):
+                with torch.autocast(DEVICE, torch.bfloat16, dtype == torch.bfloat16):
                     hidden = torch_ops.bilstm(values, student.cu_seqlens, student.weights)
                     scores = student.linear(hidden.float())
                 loss = -torch_ops.crf_log_likelihood(
@@ -555,14 +556,14 @@ def training(report: Report, clock: Clock) -> dict[str, Any]:
                 return torch.autograd.grad(loss, leaves)
 
             padded, gold = student.padded(values), student.padded(student.tags)
-            steps = torch.arange(padded.shape[0], device="cuda")[:, None]
+            steps = torch.arange(padded.shape[0], device=DEVICE)[:, None]
             mask = steps < student.cu_seqlens.diff()[None]
 
             def theirs(
                 dtype: Any, student: Any = student, padded: Any = padded, crf: Any = crf_scores,
                 leaves: Any = leaves, gold: Any = gold, mask: Any = mask,
             ) -> Any:  # fmt: skip
-                with torch.autocast("cuda", dtype, dtype != torch.float32):
+                with torch.autocast(DEVICE, dtype, dtype != torch.float32):
                     hidden, _ = student.lstm(padded)
                     scores = student.linear(hidden)
                 loss = padded_crf_loss(scores.float(), gold, mask, crf)
@@ -618,7 +619,7 @@ def teacher(report: Report, clock: Clock) -> dict[str, Any]:
         batch, length = SHAPES[shape]
         entry: dict[str, Any] = {}
         out[shape] = entry
-        ids = torch.randint(119_547, (batch, length), device="cuda")
+        ids = torch.randint(119_547, (batch, length), device=DEVICE)
         student = Student(50, 200, shape)
         ours = clock.both("student E50 H200 bfloat16", OurScores(student, "bfloat16"), entry)
         best = float("inf")
@@ -628,7 +629,7 @@ def teacher(report: Report, clock: Clock) -> dict[str, Any]:
             model = transformers.BertForTokenClassification._from_config(
                 config, attn_implementation=attention
             )
-            model = model.to("cuda", dtype).eval()
+            model = model.to(DEVICE, dtype).eval()
 
             def run(model: Any = model, ids: Any = ids) -> Any:
                 with no_gradients():

@@ -68,8 +68,8 @@ LstmPlan plan_lstm(Kind kind, bool backward, int hidden, int batch, const Device
         if (!has_kernel(kind, backward, tile, resident)) continue;
         const Geometry x = geometry<P>(backward, hidden, tile, blocks, resident);
         if (x.shared_bytes > device.shared_bytes) continue;
-        // A block of a cluster without units would only wait.
-        if (blocks > 1 && (blocks - 1) * x.groups_a_block >= x.groups) continue;
+        // A block without units only waits; where half of them would, half of them do.
+        if (blocks > 1 && blocks / 2 * x.groups_a_block >= x.groups) continue;
         LstmPlan plan = {tile, blocks, resident, 0, x.shared_bytes, 0.0};
         plan.warps =
             x.groups_a_block < lstm_warps(resident) ? x.groups_a_block : lstm_warps(resident);
