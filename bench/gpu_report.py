@@ -15,6 +15,7 @@ output before it is timed, and where CUDA graphs apply, both sides run in one.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -513,9 +514,7 @@ def crf(report: Report, clock: Clock) -> dict[str, Any]:
         scores = [leaf.detach() for leaf in leaves]
         clock.both(
             "ours, Viterbi",
-            lambda scores=scores, offsets=offsets: torch_ops.crf_viterbi(
-                scores[0], offsets, *scores[1:]
-            ),
+            functools.partial(torch_ops.crf_viterbi, scores[0], offsets, *scores[1:]),
             entry,
         )
         report.say(f"   => {entry['times as fast as torch eager']}x eager")
@@ -586,7 +585,7 @@ def training(report: Report, clock: Clock) -> dict[str, Any]:
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 key = f"nn.LSTM + torch CRF, eager {str(dtype).removeprefix('torch.')}"
                 try:
-                    entry[key] = clock.time(lambda dtype=dtype: theirs(dtype), 0.6)
+                    entry[key] = clock.time(functools.partial(theirs, dtype), 0.6)
                     eager = min(eager, entry[key]["median_us"])
                 except RuntimeError as error:
                     entry[key] = {"error": str(error)[:300]}
@@ -646,7 +645,7 @@ def teacher(report: Report, clock: Clock) -> dict[str, Any]:
                             best,
                             clock.both(
                                 f"{name}, torch.compile, CUDA graph",
-                                lambda compiled=compiled, ids=ids: run(compiled, ids),
+                                functools.partial(run, compiled, ids),
                                 entry,
                             ),
                         )
