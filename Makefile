@@ -4,6 +4,7 @@
 #   make lint     style, types, stubs           make isas    the kernel tests per instruction set
 #   make emulate  the kernel tests on AVX-512 emulated in AVX2 (needs SIMDe: libsimde-dev)
 #   make aarch64  a student on emulated 64-bit ARM (needs g++-aarch64-linux-gnu and qemu-user)
+#   make cuda     the extension for GPUs, and a table of its kernels (needs nvcc, no GPU)
 #   make format   apply the style               make bench   measure, write docs/BENCHMARKS.md
 #       BENCH_ARGS='--corpus FILE --turns 11' are options of the suite; with '-k forward' it
 #       measures a part and writes nothing
@@ -13,7 +14,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench asan isas emulate aarch64 fuzz clean distclean FORCE
+.PHONY: demo test lint format bench asan isas emulate cuda aarch64 fuzz clean distclean FORCE
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,7 +30,8 @@ ASAN_BIN := $(VENV)-asan/bin
 STAMPS := $(VENV)/.stamps
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-CXX_FILES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' 2>/dev/null)
+CXX_FILES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \
+  2>/dev/null)
 BUILD_FILES := CMakeLists.txt pyproject.toml constraints.txt $(CXX_FILES)
 
 demo: $(STAMPS)/core
@@ -96,6 +98,15 @@ emulate: $(STAMPS)/tools $(STAMPS)/asan
 	  XDF_ISA=$$isa PYTHONPATH=$(CURDIR)/build/emulate/tree PYTHONSAFEPATH=1 \
 	  $(ASAN_BIN)/pytest --hypothesis-profile=ci tests/kernels $(PYTEST_ARGS)
 	done
+
+# Everything is compiled anew: the log of ptxas is what the table is made of. Fails if a kernel spills.
+cuda: $(STAMPS)/core
+	if ! command -v nvcc >/dev/null; then echo "make cuda: skipped, no nvcc here"; exit 0; fi
+	export PATH="$(abspath $(BIN)):$$PATH"
+	cmake --preset cuda -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	rm -rf build/cuda/CMakeFiles/_cuda.dir/csrc
+	cmake --build --preset cuda | tee build/cuda/build.log
+	python -m bench.cuda_table build/cuda/build.log -o bench/cuda_kernels.json
 
 aarch64: $(STAMPS)/tools
 	for tool in aarch64-linux-gnu-g++ qemu-aarch64; do

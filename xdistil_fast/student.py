@@ -76,6 +76,11 @@ class Student:
         ValueError: an argument is out of range, or a tensor does not fit the kernels.
     """
 
+    device = "cpu"
+    precisions: tuple[str, ...] = PRECISIONS
+    table_rows: int
+    _where = ""
+
     def __init__(
         self,
         config: ModelConfig,
@@ -90,10 +95,10 @@ class Student:
             raise ValueError(
                 f"threads is {threads}; it must be from 0 (every core) to {MAX_THREADS}"
             )
-        precision = config.precision if precision is None else precision
-        if precision not in PRECISIONS:
-            allowed = ", ".join(map(repr, PRECISIONS))
-            raise ValueError(f"precision is {precision!r}; allowed: {allowed}")
+        precision = self._stored(config.precision) if precision is None else precision
+        if precision not in self.precisions:
+            allowed = ", ".join(map(repr, self.precisions))
+            raise ValueError(f"precision is {precision!r}; allowed{self._where}: {allowed}")
         max_memory = MAX_TABLE if max_memory is None else max_memory
         if isinstance(max_memory, bool) or not isinstance(max_memory, int):
             raise TypeError(f"max_memory is {max_memory!r}; it must be an int, a number of bytes")
@@ -103,9 +108,7 @@ class Student:
         self.threads = threads
         self.precision = precision
         self.max_memory = max_memory
-        row = _core.StudentWeights.table_row_nbytes(precision, config.hidden_size)
-        self.table_rows = min(config.vocab_size, max_memory // row)
-        self._weights = _pack(config, tensors, precision, self.table_rows, threads)
+        self._load(tensors)
         if config.task == TOKEN_CLASSIFICATION:
             self._prepare_decoding(config, tensors)
 
@@ -126,6 +129,20 @@ class Student:
             self._begins = np.array(
                 [config.labels.index(f"B-{name}" if name else OUTSIDE) for name in types], np.int32
             )
+
+    def _stored(self, precision: str) -> str:
+        """The precision to run in if nobody says, of a model stored in this one."""
+        return precision
+
+    def _load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Packs the weights; sets `table_rows`."""
+        row = _core.StudentWeights.table_row_nbytes(self.precision, self.config.hidden_size)
+        self.table_rows = min(self.config.vocab_size, self.max_memory // row)
+        self._weights = _pack(self.config, tensors, self.precision, self.table_rows, self.threads)
+
+    def _scores(self, ids: Ints, cu_seqlens: Ints, out: Floats) -> None:
+        """Writes the scores of one group of sequences."""
+        _core.student_scores(self._weights, ids, cu_seqlens, out, self.threads)
 
     def logits(
         self, ids: NDArray[np.int32], cu_seqlens: NDArray[np.int32], max_pieces: int = MAX_PIECES
@@ -155,9 +172,7 @@ class Student:
             stop = max(stop, begin + 1)
             limit = int(cu_seqlens[stop])
             bounds = cu_seqlens[begin : stop + 1] - base
-            _core.student_scores(
-                self._weights, ids[base:limit], bounds, out[base:limit], self.threads
-            )
+            self._scores(ids[base:limit], bounds, out[base:limit])
             begin = stop
         return out
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from tokenizers import Tokenizer
 
+from xdistil_fast.cuda_student import student_on
 from xdistil_fast.model_config import TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 from xdistil_fast.model_io import (
     ModelConfig,
@@ -18,7 +19,6 @@ from xdistil_fast.model_io import (
     load_tokenizer,
     resolve_model,
 )
-from xdistil_fast.student import Student
 from xdistil_fast.tokenization import Encoded, TextEncoder
 
 # A word piece is about four characters long in most languages; only the size of a batch hangs on
@@ -43,6 +43,7 @@ class TextModel:
         threads: kernel threads; 0 is every core the process may use, 1 stays in the caller's.
         precision: "float32", "bfloat16" or "int8"; None is what the model is stored in.
         max_memory: bytes that the input table may take; None is 256 MiB (see `Student`).
+        device: "cpu", "cuda" or "cuda:N": where scores are computed (see `cuda_student`).
         name: shown by `repr`.
         digest: SHA-256 of the weights, "" if not known.
 
@@ -62,6 +63,7 @@ class TextModel:
         threads: int = 0,
         precision: str | None = None,
         max_memory: int | None = None,
+        device: str = "cpu",
         name: str = "",
         digest: str = "",
     ) -> None:
@@ -76,7 +78,7 @@ class TextModel:
         self.digest = digest
         self._tensors = tensors
         self._tokenizer = tokenizer
-        self._student = Student(config, tensors, threads, precision, max_memory)
+        self._student = student_on(device, config, tensors, threads, precision, max_memory)
         self._encoder = TextEncoder(tokenizer, threads)
 
     @classmethod
@@ -88,6 +90,7 @@ class TextModel:
         *,
         precision: str | None = None,
         max_memory: int | None = None,
+        device: str = "cpu",
     ) -> Self:
         """Loads a model.
 
@@ -100,12 +103,16 @@ class TextModel:
                 is the fastest and changes few results; `xdistil quantize` measures how few.
             max_memory: bytes that the input table may take; None is 256 MiB. Changes speed and
                 memory, never a result.
+            device: "cpu"; for taggers also "cuda" or "cuda:N" where the extension for GPUs was
+                built, in "float32" or "bfloat16"; results are close to the CPU's, not its bits.
 
         Raises:
             ModelError: (a ValueError) not found, not a model this version can run, or one of
                 another task.
             TypeError: an argument of another type.
             ValueError: an argument out of its range.
+            RuntimeError: there is no GPU, driver or extension for `device`; or it failed.
+            MemoryError: the GPU's memory does not suffice.
         """
         folder = load_folder(resolve_model(name_or_path, revision))
         return cls(
@@ -115,6 +122,7 @@ class TextModel:
             threads=threads,
             precision=precision,
             max_memory=max_memory,
+            device=device,
             name=os.fspath(name_or_path),
             digest=folder.digest,
         )
@@ -135,6 +143,11 @@ class TextModel:
         return self._student.precision
 
     @property
+    def device(self) -> str:
+        """Where scores are computed: "cpu" or "cuda:N"."""
+        return self._student.device
+
+    @property
     def parameters(self) -> int:
         """Number of trained values."""
         return count_parameters(self._tensors)
@@ -145,6 +158,7 @@ class TextModel:
             "threads": self.threads,
             "precision": self.precision,
             "max_memory": self._student.max_memory,
+            "device": self.device,
             "name": self.name,
             "digest": self.digest,
         }

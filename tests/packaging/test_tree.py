@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CODE = ("csrc", "xdistil_fast", "train", "bench", "tests")
-SUFFIXES = {".py", ".pyi", ".h", ".cpp", ".sh"}
+SUFFIXES = {".py", ".pyi", ".h", ".cpp", ".cu", ".cuh", ".sh"}
 LONGEST_FILE = 600
 
 
@@ -102,5 +102,5 @@ def test_wheels_cover_what_the_metadata_promises() -> None:
 def test_presets_are_those_documented() -> None:
     presets = json.loads((ROOT / "CMakePresets.json").read_text(encoding="utf-8"))
     names = [entry["name"] for entry in presets["configurePresets"] if not entry.get("hidden")]
-    assert names == ["dev", "release", "asan", "emulate", "aarch64"]
+    assert names == ["dev", "release", "asan", "emulate", "cuda", "aarch64"]
     assert [entry["configurePreset"] for entry in presets["buildPresets"]] == names

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdistil_fast import __version__, _core
+from xdistil_fast._backend import cuda_report
 from xdistil_fast.commands.stream import add_runtime_arguments, runtime_options
 from xdistil_fast.model_config import PRECISIONS
 from xdistil_fast.model_io import (
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
             "compiled": _core.isas_compiled(),
             "XDF_ISA": os.environ.get("XDF_ISA"),
         },
+        "cuda": cuda_report(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "embedded models": {
             name: _describe(load_folder(resolve_model(name))) for name in embedded_models()

@@ -11,9 +11,12 @@ Common to all of them:
 * Ragged batches: `values` [total, ...] and `cu_seqlens` [B+1], int32 or int64, which starts at 0,
   ascends and ends at `total`; sequences of length 0 are allowed.
 * float32 or float64, all floating tensors of one call alike. Under torch.autocast the inputs are
-  cast to float32 (float64 stays), the kernel runs in float32, and so does its gradient.
-* CPU. Another device would register its kernels with `<operator>.register_kernel("cuda")` beside
-  the CPU ones and join `DEVICES` in checks.py.
+  cast to float32 (float64 stays), the kernel runs in float32, and so does its gradient. The BiLSTM
+  on CUDA also takes bfloat16, and is cast to it under autocast.
+* CPU, and CUDA where the extension `_cuda` was built (cuda.py): on the stream that is current, in
+  CUDA graphs too. All tensors of a call on one device; `cu_seqlens` may be on the CPU, where its
+  values are checked. What lies on a GPU is not checked for its values, which would wait for it:
+  impossible `cu_seqlens` make sequences empty, impossible tags a likelihood NaN.
 * First derivatives only: differentiating a gradient raises RuntimeError, as does differentiating
   `crf_marginals` or `crf_viterbi`.
 * TypeError for a wrong dtype; ValueError for a wrong shape, device, `cu_seqlens`, tag or id. Both

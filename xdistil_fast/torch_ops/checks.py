@@ -10,28 +10,39 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-DEVICES = ("cpu",)
+DEVICES = ("cpu", "cuda")
 _DTYPES = (torch.float32, torch.float64)
 _INDEX_DTYPES = (torch.int32, torch.int64)
 Shape = tuple[int | None, ...]
 
 
 def check_devices(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """Refuses what the dispatcher would only refuse with a list of registrations."""
+    """Refuses what the dispatcher would only refuse with a list of registrations.
+
+    All on the device of the first; `cu_seqlens` may stay on the CPU.
+    """
+    device = tensors[0].device
     for name, tensor in zip(names, tensors, strict=True):
         if tensor.device.type not in DEVICES:
             raise ValueError(
                 f"{name} is on device {tensor.device}; xdistil_fast computes on "
                 f"{', '.join(DEVICES)}: move it with .cpu()"
             )
+        if tensor.device != device and not (name == "cu_seqlens" and tensor.device.type == "cpu"):
+            raise ValueError(
+                f"{name} is on device {tensor.device} but {names[0]} is on {device}; "
+                "they must be together"
+            )
 
 
-def check_floats(shapes: dict[str, tuple[Tensor, Shape]]) -> None:
+def check_floats(shapes: dict[str, tuple[Tensor, Shape]], bfloat16: bool = False) -> None:
     """All of one floating dtype, each of its shape; None in a shape is any size."""
     first, (reference, _) = next(iter(shapes.items()))
+    allowed = (*_DTYPES, torch.bfloat16) if bfloat16 else _DTYPES
     for name, (tensor, shape) in shapes.items():
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be float32 or float64, got {tensor.dtype}")
+        if tensor.dtype not in allowed:
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+            raise TypeError(f"{name} must be {names}, got {tensor.dtype}")
         if tensor.dtype != reference.dtype:
             raise TypeError(
                 f"{name} is {tensor.dtype} but {first} is {reference.dtype}; they must be alike"
@@ -77,12 +88,12 @@ def int32_view(name: str, tensor: Tensor) -> npt.NDArray[np.int32]:
     return array
 
 
-def one_precision(*operators: Any) -> None:
-    """Registers the autocast rule: float32 whatever the autocast dtype.
+def one_precision(*operators: Any, cuda: torch.dtype = torch.float32) -> None:
+    """Registers the autocast rule: float32 whatever the autocast dtype, or `cuda` on a GPU.
 
-    The kernels have no half-precision form, and a CRF's sums of exponentials would lose too much
-    in one.
+    The kernels have no half-precision form, but for the recurrence on a GPU, and a CRF's sums of
+    exponentials would lose too much in one.
     """
     for operator in operators:
-        for device in DEVICES:
-            operator.register_autocast(device, torch.float32)
+        operator.register_autocast("cpu", torch.float32)
+        operator.register_autocast("cuda", cuda)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from xdistil_fast import _core
+from xdistil_fast.torch_ops import cuda
 from xdistil_fast.torch_ops.checks import (
     check_devices,
     check_floats,
@@ -68,6 +69,15 @@ def _crf_log_likelihood(
     return out
 
 
+@_crf_log_likelihood.register_kernel("cuda")
+def _crf_log_likelihood_cuda(
+    emissions: Tensor, cu_seqlens: Tensor, tags: Tensor, *scores: Tensor
+) -> Tensor:
+    _check_crf(emissions, cu_seqlens, *scores)
+    check_index("tags", tags, (emissions.shape[0],))
+    return cuda.crf_log_likelihood(emissions, cu_seqlens, tags, *scores)
+
+
 @_crf_log_likelihood.register_fake
 def _crf_log_likelihood_fake(
     emissions: Tensor, cu_seqlens: Tensor, tags: Tensor, *scores: Tensor
@@ -107,6 +117,9 @@ def _crf_log_likelihood_backward(
         torch.get_num_threads(),
     )
     return grad_emissions, grad_start, grad_end, grad_transitions
+
+
+_crf_log_likelihood_backward.register_kernel("cuda")(cuda.crf_log_likelihood_backward)
 
 
 @_crf_log_likelihood_backward.register_fake
@@ -176,6 +189,12 @@ def _crf_marginals(
     return out
 
 
+@_crf_marginals.register_kernel("cuda")
+def _crf_marginals_cuda(emissions: Tensor, cu_seqlens: Tensor, *scores: Tensor) -> Tensor:
+    _check_crf(emissions, cu_seqlens, *scores)
+    return cuda.crf_marginals(emissions, cu_seqlens, *scores)
+
+
 @_crf_marginals.register_fake
 def _crf_marginals_fake(emissions: Tensor, cu_seqlens: Tensor, *scores: Tensor) -> Tensor:
     _check_crf(emissions, cu_seqlens, *scores)
@@ -224,6 +243,14 @@ def _crf_viterbi(
         torch.get_num_threads(),
     )
     return tags, scores
+
+
+@_crf_viterbi.register_kernel("cuda")
+def _crf_viterbi_cuda(
+    emissions: Tensor, cu_seqlens: Tensor, *scores: Tensor
+) -> tuple[Tensor, Tensor]:
+    _check_crf(emissions, cu_seqlens, *scores)
+    return cuda.crf_viterbi(emissions, cu_seqlens, *scores)
 
 
 @_crf_viterbi.register_fake

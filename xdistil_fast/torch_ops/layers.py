@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from xdistil_fast import _core
+from xdistil_fast.torch_ops import cuda
 from xdistil_fast.torch_ops.checks import (
     Shape,
     check_devices,
@@ -45,7 +46,7 @@ def _check_bilstm(values: Tensor, cu_seqlens: Tensor, weights: Sequence[Tensor])
     floats: dict[str, tuple[Tensor, Shape]] = {"values": (values, (None, None))}
     for name, weight, shape in zip(_WEIGHT_NAMES, weights, shapes, strict=True):
         floats[name] = (weight, shape)
-    check_floats(floats)
+    check_floats(floats, bfloat16=values.device.type == "cuda")
     check_index("cu_seqlens", cu_seqlens, (None,))
 
 
@@ -74,6 +75,14 @@ def _bilstm(
     return out, reserve
 
 
+@_bilstm.register_kernel("cuda")
+def _bilstm_cuda(
+    values: Tensor, cu_seqlens: Tensor, weights: Sequence[Tensor], training: bool
+) -> tuple[Tensor, Tensor]:
+    _check_bilstm(values, cu_seqlens, weights)
+    return cuda.bilstm(values, cu_seqlens, weights, training)
+
+
 @_bilstm.register_fake
 def _bilstm_fake(
     values: Tensor, cu_seqlens: Tensor, weights: Sequence[Tensor], training: bool
@@ -81,6 +90,9 @@ def _bilstm_fake(
     _check_bilstm(values, cu_seqlens, weights)
     total, hidden = values.shape[0], weights[1].shape[1]
     out = values.new_empty((total, 2 * hidden))
+    if values.device.type == "cuda":
+        kept = (total if training else 0, 10 * hidden)
+        return out, values.new_empty(kept, dtype=cuda.accumulator(values.dtype))
     return out, values.new_empty(_reserve_shape(total, hidden, training))
 
 
@@ -109,6 +121,9 @@ def _bilstm_backward(
         torch.get_num_threads(),
     )
     return grad_values, grads
+
+
+_bilstm_backward.register_kernel("cuda")(cuda.bilstm_backward)
 
 
 @_bilstm_backward.register_fake
@@ -164,6 +179,8 @@ def bilstm(values: Tensor, cu_seqlens: Tensor, weights: Sequence[Tensor]) -> Ten
         weights: the 8 parameters of a torch.nn.LSTM in its order: w_ih [4H, I], w_hh [4H, H],
             b_ih [4H], b_hh [4H] (gate rows i, f, g, o), then the same of the reverse direction.
 
+    On CUDA bfloat16 is a dtype too, summed in float32.
+
     Returns:
         [total, 2H]: forward then reverse hidden state of each piece.
 
@@ -206,6 +223,12 @@ def _linear(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
+@_linear.register_kernel("cuda")
+def _linear_cuda(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    _check_linear(values, weight, bias)
+    return cuda.linear(values, weight, bias)
+
+
 @_linear.register_fake
 def _linear_fake(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     _check_linear(values, weight, bias)
@@ -225,6 +248,9 @@ def _linear_backward(
         _core.linear(transposed, view(grad_out), grad_values.numpy(), threads)
     _core.linear_grad(view(values), view(grad_out), grad_weight.numpy(), grad_bias.numpy(), threads)
     return grad_values, grad_weight, grad_bias
+
+
+_linear_backward.register_kernel("cuda")(cuda.linear_backward)
 
 
 @_linear_backward.register_fake
@@ -291,6 +317,12 @@ def _embedding(table: Tensor, ids: Tensor) -> Tensor:
     return out
 
 
+@_embedding.register_kernel("cuda")
+def _embedding_cuda(table: Tensor, ids: Tensor) -> Tensor:
+    _check_embedding(table, ids)
+    return cuda.embedding(table, ids)
+
+
 @_embedding.register_fake
 def _embedding_fake(table: Tensor, ids: Tensor) -> Tensor:
     _check_embedding(table, ids)
@@ -304,6 +336,9 @@ def _embedding_backward(grad_out: Tensor, ids: Tensor, num_embeddings: int) -> T
         int32_view("ids", ids), view(grad_out), grad_table.numpy(), torch.get_num_threads()
     )
     return grad_table
+
+
+_embedding_backward.register_kernel("cuda")(cuda.embedding_backward)
 
 
 @_embedding_backward.register_fake
@@ -344,4 +379,5 @@ def embedding(table: Tensor, ids: Tensor) -> Tensor:
     return out
 
 
-one_precision(_bilstm, _linear, _embedding)
+one_precision(_bilstm, cuda=torch.bfloat16)
+one_precision(_linear, _embedding)

@@ -1,0 +1,714 @@
+"""One visit to a GPU: builds the extension, tests it, measures it, writes one JSON and one log.
+
+    python bench/gpu_report.py [-o DIR] [--minutes 9] [--skip-build] [--skip-tests]
+
+For a bare machine with nvcc, a C++ compiler, CMake, ninja, pybind11, PyTorch with CUDA,
+transformers and pytest; no network and no installation. pytorch-crf is not needed, a padded CRF in
+torch stands for it. Sections follow one another while time is left; one that fails is recorded,
+with its error, and the next one runs. After each section the JSON is written anew, so whatever
+stops the script, what was measured is there.
+
+Times are medians over repeated CUDA-event timings, with quartiles. Every rival is compared with our
+output before it is timed, and where CUDA graphs apply, both sides run in one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPES = {"32x32": (32, 32), "32x128": (32, 128), "512x128": (512, 128)}
+STUDENTS = {"E50 H200": (50, 200), "E100 H200": (100, 200), "E300 H600": (300, 600)}
+DEVICE = "cuda"  # tests/cuda/test_report.py lets the sections run in emulation
+NUM_TAGS = 9
+_GPU_TESTS = ("gpu", "lstm", "crf", "rows", "student")
+VOCABULARY = 20_000
+# Lengths of word pieces of a sentence, about: a log-normal with median 22.
+LOG_MEDIAN, LOG_SIGMA = 3.1, 0.6
+
+
+class Report:
+    """The JSON and the log, and the clock.
+
+    Args:
+        folder: where both go.
+        minutes: for everything.
+    """
+
+    def __init__(self, folder: Path, minutes: float) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.deadline = time.monotonic() + 60 * minutes
+        self.data: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        self._log = (folder / "gpu_report.log").open("w", encoding="utf-8")
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - time.monotonic()
+
+    def say(self, text: str) -> None:
+        """To the log and the terminal."""
+        for stream in (self._log, sys.stdout):
+            print(text, file=stream, flush=True)
+
+    def save(self) -> None:
+        """Writes the JSON beside the old one, then over it."""
+        half = self.folder / "gpu_report.json.part"
+        half.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
+        half.replace(self.folder / "gpu_report.json")
+
+    def section(self, name: str, needs: float, body: Callable[[], Any]) -> bool:
+        """Runs a section if `needs` seconds are left. True if it came to its end."""
+        if self.left() < needs:
+            self.say(f"== {name}: left out, {self.left():.0f} s are left and it needs {needs:.0f}")
+            self.data[name] = {"left_out": f"{self.left():.0f} s left, needs {needs:.0f}"}
+            self.save()
+            return False
+        self.say(f"== {name} ({self.left():.0f} s left)")
+        began = time.monotonic()
+        try:
+            self.data[name] = body()
+            done = True
+        except Exception as error:
+            self.say(traceback.format_exc())
+            self.data[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
+            done = False
+        self.data.setdefault("seconds", {})[name] = round(time.monotonic() - began, 1)
+        self.save()
+        return done
+
+    def command(self, arguments: list[str], seconds: float, **variables: str) -> str:
+        """Runs a command, its output to the log; its last lines. RuntimeError if it fails."""
+        limit = max(1.0, min(seconds, self.left()))
+        self.say("$ " + " ".join(arguments))
+        result = subprocess.run(
+            arguments,
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=limit,
+            check=False,
+        )
+        self._log.write(result.stdout)
+        tail = "\n".join(result.stdout.splitlines()[-12:])
+        print(tail, flush=True)
+        if result.returncode != 0:
+            raise RuntimeError(f"exit status {result.returncode}: {tail}")
+        return tail
+
+
+# --- build and tests ---------------------------------------------------------------------------
+
+
+def build(report: Report) -> dict[str, Any]:
+    """Both extensions, into the source tree, for this GPU alone (the others cost minutes)."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    architecture = "90a" if major == 9 else f"{major}{minor}" if major == 8 else "90-virtual"
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    configure = ["cmake", "--preset", "cuda", f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    configure.append("-DXDF_WERROR=OFF")  # another compiler may warn of other things
+    report.command(configure, 90)
+    built = report.command(
+        ["cmake", "--build", str(ROOT / "build" / "cuda"), "--parallel", str(os.cpu_count() or 1)],
+        240,
+    )
+    return {"architecture": architecture, "tail": built[-400:]}
+
+
+def tests(report: Report) -> dict[str, Any]:
+    """tests/cuda on the GPU."""
+    tail = report.command(
+        [sys.executable, "-m", "pytest", *(f"tests/cuda/test_{name}.py" for name in _GPU_TESTS),
+         "-q", "-k", "not emulated", "-p", "no:cacheprovider", "--tb=short"],
+        150,
+        PYTHONPATH=str(report.folder / "tree"),
+        PYTHONSAFEPATH="1",
+    )  # fmt: skip
+    return {"passed": True, "summary": tail.splitlines()[-1]}
+
+
+def link_package(folder: Path) -> None:
+    """The package as a wheel lays it out, in links."""
+    package = folder / "tree" / "xdistil_fast"
+    shutil.rmtree(package, ignore_errors=True)
+    package.mkdir(parents=True)
+    for path in (ROOT / "xdistil_fast").iterdir():
+        if path.name not in ("train", "__pycache__"):
+            (package / path.name).symlink_to(path)
+    (package / "train").symlink_to(ROOT / "train")
+
+
+# --- timing ------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Times of GPU work.
+
+    Args:
+        report: whose time it takes.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def time(self, run: Callable[[], Any], seconds: float = 0.4) -> dict[str, Any]:
+        """Median and quartiles in microseconds of `run`, which has been warmed up."""
+        import torch
+
+        run()
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        once = max(time.perf_counter() - begin, 1e-6)
+        inner = max(1, min(50, int(2e-3 / once)))
+        samples: list[float] = []
+        stop = time.perf_counter() + min(seconds, max(self._report.left(), 0.05))
+        while len(samples) < 5 or (time.perf_counter() < stop and len(samples) < 300):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(inner):
+                run()
+            end.record()
+            end.synchronize()
+            samples.append(1e3 * start.elapsed_time(end) / inner)
+        samples.sort()
+        quarter = len(samples) // 4
+        return {
+            "median_us": round(samples[len(samples) // 2], 2),
+            "quartiles_us": [round(samples[quarter], 2), round(samples[-1 - quarter], 2)],
+            "samples": len(samples),
+        }
+
+    def graphed(self, run: Callable[[], Any]) -> tuple[Callable[[], None], str]:
+        """`run` as a CUDA graph; as it is, with the reason, if it cannot be captured."""
+        import torch
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                run()
+            graph.replay()
+            torch.cuda.synchronize()
+        except Exception as error:
+            torch.cuda.synchronize()
+            return run, f"not captured: {type(error).__name__}: {error}"[:200]
+        return graph.replay, "CUDA graph"
+
+    def both(self, name: str, run: Callable[[], Any], into: dict[str, Any]) -> float:
+        """Times `run` in a graph; the median. A failure is recorded and counts as endless."""
+        try:
+            replay, how = self.graphed(run)
+            into[name] = {**self.time(replay), "how": how}
+            self._report.say(f"   {name}: {into[name]['median_us']} us ({how})")
+            return float(into[name]["median_us"])
+        except Exception as error:
+            into[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
+            self._report.say(f"   {name}: {into[name]['error']}")
+            return float("inf")
+
+
+# --- batches and rivals ------------------------------------------------------------------------
+
+
+def lengths_of(shape: str) -> list[int]:
+    """Of a batch: "BxT", or "ragged B" from a seeded log-normal, at most 256."""
+    import random
+
+    if shape in SHAPES:
+        batch, length = SHAPES[shape]
+        return [length] * batch
+    generator = random.Random(0)
+    batch = int(shape.split()[1])
+    return [
+        min(256, max(1, round(generator.lognormvariate(LOG_MEDIAN, LOG_SIGMA))))
+        for _ in range(batch)
+    ]
+
+
+ALL_SHAPES = (*SHAPES, "ragged 32", "ragged 512")
+
+
+class Student:
+    """A student of random weights with its batch, for us and for torch.nn.LSTM."""
+
+    def __init__(self, input_size: int, hidden: int, shape: str) -> None:
+        import torch
+
+        torch.manual_seed(0)
+        self.lengths = lengths_of(shape)
+        self.total = sum(self.lengths)
+        self.hidden, self.input_size = hidden, input_size
+        self.ids = torch.randint(VOCABULARY, (self.total,), device=DEVICE)
+        self.embedding = torch.randn(VOCABULARY, input_size, device=DEVICE) * 0.5
+        self.lstm = torch.nn.LSTM(input_size, hidden, bidirectional=True).to(DEVICE)
+        self.linear = torch.nn.Linear(2 * hidden, NUM_TAGS).to(DEVICE)
+        self.cu_seqlens = torch.tensor([0, *self.lengths], device=DEVICE).cumsum(0).to(torch.int32)
+        self.tags = torch.randint(NUM_TAGS, (self.total,), device=DEVICE)
+
+    @property
+    def weights(self) -> list[Any]:
+        """As torch_ops.bilstm takes them."""
+        return list(self.lstm.parameters())
+
+    def padded(self, rows: Any) -> Any:
+        """[total, ...] to [T, B, ...], zeros beyond the ends."""
+        import torch
+
+        return torch.nn.utils.rnn.pad_sequence(list(rows.split(self.lengths)))
+
+
+class OurScores:
+    """Ids to scores by our kernels alone, as `CudaStudent` runs them, on torch's memory."""
+
+    def __init__(self, student: Student, precision: str, rows: int = 0, cluster: int = 0) -> None:
+        import torch
+
+        from xdistil_fast import _backend
+        from xdistil_fast.torch_ops import cuda
+
+        self.extension = _backend.cuda()
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self.precision = precision
+        hidden, batch = student.hidden, len(student.lengths)
+        weights = [weight.detach() for weight in student.weights]
+        self.plan = _backend.lstm_plan(precision, False, hidden, batch, 0, rows, cluster)
+        packed = [weight.to(dtype) for weight in weights]
+        self.packed = cuda._packed(packed, backward=False)
+        inputs = cuda._interleave([weights[0], weights[4]])
+        bias = cuda._interleave([weights[2] + weights[3], weights[6] + weights[7]])
+        table = torch.addmm(bias, student.embedding, inputs.t())
+        self.table = table.half() if precision == "bfloat16" else table
+        self.ids = student.ids.to(torch.int32)
+        self.cu_seqlens, self.student = student.cu_seqlens, student
+        self.order = torch.empty(batch, dtype=torch.int32, device=DEVICE)
+        self.out = torch.empty((student.total, 2 * hidden), dtype=dtype, device=DEVICE)
+        self.scores = torch.empty((student.total, NUM_TAGS), device=DEVICE)
+
+    def __call__(self) -> Any:
+        """[total, num_tags]."""
+        import torch
+
+        stream = torch.cuda.current_stream().cuda_stream if DEVICE == "cuda" else 0
+        total, batch = self.student.total, len(self.student.lengths)
+        hidden = self.student.hidden
+        offsets, order = self.cu_seqlens.data_ptr(), self.order.data_ptr()
+        self.extension.order_by_length(batch, total, offsets, order, 0, stream)
+        self.extension.lstm_forward(
+            self.precision, hidden, self.plan, batch, total, offsets, order,
+            self.packed.data_ptr(), self.table.data_ptr(),
+            "float16" if self.precision == "bfloat16" else "float32",
+            self.ids.data_ptr(), self.out.data_ptr(), 0, 0, 0, stream,
+        )  # fmt: skip
+        self.extension.linear(
+            self.precision, "float32", total, NUM_TAGS, 2 * hidden, self.out.data_ptr(),
+            self.student.linear.weight.data_ptr(), self.student.linear.bias.data_ptr(),
+            self.scores.data_ptr(), 0, stream,
+        )  # fmt: skip
+        return self.scores
+
+
+class TheirScores:
+    """Ids to scores by an embedding, cuDNN's LSTM and a linear layer, padded and dense."""
+
+    def __init__(self, student: Student, precision: str) -> None:
+        import copy
+
+        import torch
+
+        dtype = getattr(torch, precision)
+        self.lstm = copy.deepcopy(student.lstm).to(dtype)
+        self.lstm.flatten_parameters()
+        self.linear = copy.deepcopy(student.linear).to(dtype)
+        self.embedding = student.embedding.to(dtype)
+        self.ids = student.padded(student.ids)
+
+    def __call__(self) -> Any:
+        """[T, B, num_tags]."""
+        import torch
+
+        with torch.inference_mode():
+            hidden, _ = self.lstm(torch.nn.functional.embedding(self.ids, self.embedding))
+            return self.linear(hidden)
+
+
+def padded_crf_loss(emissions: Any, tags: Any, mask: Any, crf: Any) -> Any:
+    """Negative log-likelihood of padded [T, B, C] emissions, as pytorch-crf takes it, in torch."""
+    import torch
+
+    start, end, transitions = crf
+    steps, batch = tags.shape
+    columns = torch.arange(batch, device=tags.device)
+    score = start[tags[0]] + emissions[0, columns, tags[0]]
+    alpha = start + emissions[0]
+    for t in range(1, steps):
+        move = transitions[tags[t - 1], tags[t]] + emissions[t, columns, tags[t]]
+        score = score + move * mask[t]
+        following = torch.logsumexp(alpha[:, :, None] + transitions, 1) + emissions[t]
+        alpha = torch.where(mask[t][:, None], following, alpha)
+    last = mask.sum(0) - 1
+    score = score + end[tags[last, columns]]
+    return (torch.logsumexp(alpha + end, 1) - score).sum()
+
+
+# --- sections ----------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """What this was measured on."""
+    import torch
+
+    from xdistil_fast import _backend
+
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True,
+            check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions["cudnn"] = str(torch.backends.cudnn.version())
+    if importlib.util.find_spec("transformers"):
+        import transformers
+
+        versions["transformers"] = transformers.__version__
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "device": _backend.device_info(0),
+        "driver": _backend.cuda().driver_version(),
+        "cuda": _backend.cuda().runtime_version(),
+        "versions": versions,
+        "commit": commit,
+    }
+
+
+def inference(report: Report, clock: Clock) -> dict[str, Any]:
+    """Ids to scores: ours against the best of cuDNN's three precisions."""
+    import torch
+
+    out: dict[str, Any] = {}
+    for name, (input_size, hidden) in STUDENTS.items():
+        for shape in ALL_SHAPES:
+            if report.left() < 100:
+                out[f"{name}, {shape}"] = {"left_out": "no time"}
+                continue
+            report.say(f"  {name}, {shape}")
+            student = Student(input_size, hidden, shape)
+            entry: dict[str, Any] = {"tokens": student.total}
+            out[f"{name}, {shape}"] = entry
+            exact = TheirScores(student, "float32")()
+            rows = torch.cat([exact[:n, b] for b, n in enumerate(student.lengths)]).float()
+            best = {"ours": float("inf"), "theirs": float("inf")}
+            for precision in ("float32", "bfloat16"):
+                try:
+                    run = OurScores(student, precision)
+                except ValueError as error:
+                    entry[f"ours {precision}"] = {"error": str(error)}
+                    continue
+                # A padded reverse direction starts in the padding: only whole batches compare.
+                if shape in SHAPES:
+                    entry[f"error {precision}"] = float((run() - rows).abs().max())
+                best["ours"] = min(best["ours"], clock.both(f"ours {precision}", run, entry))
+                entry[f"plan {precision}"] = [run.plan.rows, run.plan.cluster, run.plan.resident]
+            for precision in ("float32", "bfloat16", "float16"):
+                theirs = TheirScores(student, precision)
+                spent = clock.both(f"cuDNN {precision}", theirs, entry)
+                best["theirs"] = min(best["theirs"], spent)
+            entry["times as fast"] = round(best["theirs"] / best["ours"], 2)
+            entry["tokens/s"] = round(1e6 * student.total / best["ours"])
+            report.say(f"   => {entry['times as fast']}x, {entry['tokens/s']:,} tokens/s")
+            report.save()
+    return out
+
+
+def plans(report: Report, clock: Clock) -> dict[str, Any]:
+    """All plans side by side: what lstm_plan.h estimates, against what is."""
+    out: dict[str, Any] = {}
+    for name in ("E50 H200", "E300 H600"):
+        for shape in ("32x32", "512x128"):
+            if report.left() < 90:
+                break
+            student = Student(*STUDENTS[name], shape)
+            entry: dict[str, Any] = {}
+            out[f"{name}, {shape}"] = entry
+            for rows in (8, 16, 32):
+                for cluster in (1, 2, 4, 8, 16):
+                    try:
+                        run = OurScores(student, "bfloat16", rows, cluster)
+                    except ValueError:
+                        continue  # does not fit
+                    key = f"{rows} rows, cluster {cluster}"
+                    clock.both(key, run, entry)
+                    entry[key]["estimated_cycles"] = run.plan.cycles
+                    entry[key]["resident"] = run.plan.resident
+    return out
+
+
+def crf(report: Report, clock: Clock) -> dict[str, Any]:
+    """CRF alone: loss and gradient, Viterbi; against the same in torch, padded, in a graph."""
+    import torch
+
+    from xdistil_fast import torch_ops
+
+    out: dict[str, Any] = {}
+    for shape in ("32x32", "32x128", "512x128"):
+        batch, length = SHAPES[shape]
+        torch.manual_seed(1)
+        leaves = [
+            torch.randn(size, device=DEVICE, requires_grad=True)
+            for size in ((batch * length, NUM_TAGS), (NUM_TAGS,), (NUM_TAGS,), (NUM_TAGS,) * 2)
+        ]
+        tags = torch.randint(NUM_TAGS, (batch * length,), device=DEVICE)
+        offsets = torch.arange(batch + 1, device=DEVICE, dtype=torch.int32) * length
+
+        def ours(leaves: Any = leaves, offsets: Any = offsets, tags: Any = tags) -> Any:
+            loss = -torch_ops.crf_log_likelihood(leaves[0], offsets, tags, *leaves[1:]).sum()
+            return torch.autograd.grad(loss, leaves)
+
+        mask = torch.ones((length, batch), dtype=torch.bool, device=DEVICE)
+
+        def theirs(
+            leaves: Any = leaves, tags: Any = tags, mask: Any = mask, shape: Any = (batch, length)
+        ) -> Any:
+            emissions = leaves[0].view(*shape, NUM_TAGS).transpose(0, 1)
+            loss = padded_crf_loss(emissions, tags.view(shape).t(), mask, leaves[1:])
+            return torch.autograd.grad(loss, leaves)
+
+        entry: dict[str, Any] = {}
+        out[shape] = entry
+        entry["largest difference of gradients"] = max(
+            float((a - b).abs().max()) for a, b in zip(ours(), theirs(), strict=True)
+        )
+        mine = clock.both("ours, loss and gradient", ours, entry)
+        entry["torch eager"] = clock.time(theirs, 1.0)
+        graphed = clock.both("torch in a CUDA graph", theirs, entry)
+        entry["times as fast as torch eager"] = round(entry["torch eager"]["median_us"] / mine, 1)
+        entry["times as fast as torch in a graph"] = round(graphed / mine, 1)
+        scores = [leaf.detach() for leaf in leaves]
+        clock.both(
+            "ours, Viterbi",
+            functools.partial(torch_ops.crf_viterbi, scores[0], offsets, *scores[1:]),
+            entry,
+        )
+        report.say(f"   => {entry['times as fast as torch eager']}x eager")
+    return out
+
+
+def training(report: Report, clock: Clock) -> dict[str, Any]:
+    """A step of BiLSTM-CRF: loss and all gradients; ours ragged, theirs padded."""
+    import torch
+
+    from xdistil_fast import torch_ops
+
+    out: dict[str, Any] = {}
+    for name, (input_size, hidden) in STUDENTS.items():
+        for shape in ("32x32", "32x128", "ragged 32"):
+            if report.left() < 60:
+                out[f"{name}, {shape}"] = {"left_out": "no time"}
+                continue
+            report.say(f"  {name}, {shape}")
+            student = Student(input_size, hidden, shape)
+            crf_scores = [
+                torch.randn(size, device=DEVICE, requires_grad=True)
+                for size in ((NUM_TAGS,), (NUM_TAGS,), (NUM_TAGS, NUM_TAGS))
+            ]
+            leaves = [*student.weights, *student.linear.parameters(), *crf_scores]
+            values = student.embedding[student.ids]
+
+            def ours(
+                dtype: Any, student: Any = student, values: Any = values, crf: Any = crf_scores,
+                leaves: Any = leaves,
+            ) -> Any:  # fmt: skip
+                with torch.autocast(DEVICE, torch.bfloat16, dtype == torch.bfloat16):
+                    hidden = torch_ops.bilstm(values, student.cu_seqlens, student.weights)
+                    scores = student.linear(hidden.float())
+                loss = -torch_ops.crf_log_likelihood(
+                    scores.float(), student.cu_seqlens, student.tags, *crf
+                ).sum()
+                return torch.autograd.grad(loss, leaves)
+
+            padded, gold = student.padded(values), student.padded(student.tags)
+            steps = torch.arange(padded.shape[0], device=DEVICE)[:, None]
+            mask = steps < student.cu_seqlens.diff()[None]
+
+            def theirs(
+                dtype: Any, student: Any = student, padded: Any = padded, crf: Any = crf_scores,
+                leaves: Any = leaves, gold: Any = gold, mask: Any = mask,
+            ) -> Any:  # fmt: skip
+                with torch.autocast(DEVICE, dtype, dtype != torch.float32):
+                    hidden, _ = student.lstm(padded)
+                    scores = student.linear(hidden)
+                loss = padded_crf_loss(scores.float(), gold, mask, crf)
+                return torch.autograd.grad(loss, leaves)
+
+            entry: dict[str, Any] = {"tokens": student.total}
+            out[f"{name}, {shape}"] = entry
+            if shape in SHAPES:
+                for a, b in zip(ours(torch.float32), theirs(torch.float32), strict=True):
+                    scale = float(b.abs().max())
+                    error = float((a - b).abs().max()) / max(scale, 1e-6)
+                    entry["largest relative difference"] = max(
+                        error, entry.get("largest relative difference", 0.0)
+                    )
+            mine = min(
+                clock.both("ours float32", lambda: ours(torch.float32), entry),
+                clock.both("ours bfloat16", lambda: ours(torch.bfloat16), entry),
+            )
+            eager = float("inf")
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                key = f"nn.LSTM + torch CRF, eager {str(dtype).removeprefix('torch.')}"
+                try:
+                    entry[key] = clock.time(functools.partial(theirs, dtype), 0.6)
+                    eager = min(eager, entry[key]["median_us"])
+                except RuntimeError as error:
+                    entry[key] = {"error": str(error)[:300]}
+            graphed = clock.both("nn.LSTM + torch CRF, graph", lambda: theirs(torch.float32), entry)
+            entry["times as fast as eager"] = round(eager / mine, 2)
+            entry["times as fast as in a graph"] = round(graphed / mine, 2)
+            report.say(f"   => {entry['times as fast as eager']}x eager")
+            report.save()
+    return out
+
+
+@contextmanager
+def no_gradients() -> Iterator[None]:
+    """Inference mode, imported late."""
+    import torch
+
+    with torch.inference_mode():
+        yield
+
+
+def teacher(report: Report, clock: Clock) -> dict[str, Any]:
+    """An mBERT-size model of random weights in its best runtimes, and the student beside it."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    out: dict[str, Any] = {}
+    config = transformers.BertConfig(vocab_size=119_547, num_labels=NUM_TAGS)
+    for shape in ("32x32", "32x128"):
+        batch, length = SHAPES[shape]
+        entry: dict[str, Any] = {}
+        out[shape] = entry
+        ids = torch.randint(119_547, (batch, length), device=DEVICE)
+        student = Student(50, 200, shape)
+        ours = clock.both("student E50 H200 bfloat16", OurScores(student, "bfloat16"), entry)
+        best = float("inf")
+        runs = [("float32 eager", "eager", torch.float32, False)]
+        runs += [("bfloat16 SDPA", "sdpa", torch.bfloat16, True)]
+        for name, attention, dtype, graph in runs:
+            model = transformers.BertForTokenClassification._from_config(
+                config, attn_implementation=attention
+            )
+            model = model.to(DEVICE, dtype).eval()
+
+            def run(model: Any = model, ids: Any = ids) -> Any:
+                with no_gradients():
+                    return model(input_ids=ids).logits
+
+            try:
+                entry[name] = clock.time(run, 1.0)
+                report.say(f"   {name}: {entry[name]['median_us']} us")
+                if graph:
+                    best = clock.both(f"{name}, CUDA graph", run, entry)
+                    if shape == "32x32" and report.left() > 120:
+                        compiled = torch.compile(model, dynamic=False)
+                        best = min(
+                            best,
+                            clock.both(
+                                f"{name}, torch.compile, CUDA graph",
+                                functools.partial(run, compiled, ids),
+                                entry,
+                            ),
+                        )
+            except Exception as error:
+                entry[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
+                report.say(f"   {name}: {entry[name]['error']}")
+            del model
+            torch.cuda.empty_cache()
+        if "median_us" in entry.get("float32 eager", {}):
+            spent = entry["float32 eager"]["median_us"]
+            entry["times as fast as float32 eager"] = round(spent / ours, 1)
+        entry["times as fast as the best"] = round(best / ours, 1)
+        report.save()
+    saturated = Student(50, 200, "512x128")
+    entry = {}
+    spent = clock.both("student", OurScores(saturated, "bfloat16"), entry)
+    entry["tokens/s"] = round(1e6 * saturated.total / spent)
+    best_teacher = min(
+        (
+            value["median_us"] / (32 * 128)
+            for key, value in out.get("32x128", {}).items()
+            if isinstance(value, dict) and "median_us" in value and "student" not in key
+        ),
+        default=float("inf"),
+    )
+    entry["times the best teacher's tokens/s at 32x128"] = round(
+        best_teacher * saturated.total / spent, 1
+    )
+    out["saturation, 512x128"] = entry
+    return out
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the script; 0 if all sections came to their end."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, default=Path("gpu-report"))
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--skip-build", action="store_true")
+    parser.add_argument("--skip-tests", action="store_true")
+    args = parser.parse_args(arguments)
+    report = Report(args.output.resolve(), args.minutes - 0.2)
+    report.say(f"writing to {report.folder}")
+    done = True
+    if not args.skip_build:
+        done &= report.section("build", 60, lambda: build(report))
+    try:
+        link_package(report.folder)
+    except OSError as error:
+        report.say(f"cannot link the package: {error}")
+        return 1
+    sys.path[0] = str(report.folder / "tree")  # in place of bench/
+    clock = Clock(report)
+    done &= report.section("machine", 5, machine)
+    if not args.skip_tests:
+        done &= report.section("tests", 60, lambda: tests(report))
+    done &= report.section("teacher", 60, lambda: teacher(report, clock))
+    done &= report.section("inference", 60, lambda: inference(report, clock))
+    done &= report.section("crf", 30, lambda: crf(report, clock))
+    done &= report.section("training", 45, lambda: training(report, clock))
+    done &= report.section("plans", 60, lambda: plans(report, clock))
+    report.say(f"done, {report.left():.0f} s left: {report.folder / 'gpu_report.json'}")
+    return 0 if done else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,44 @@
+// Launches of the kernels over rows.
+#include "cuda/rows.cuh"
+
+#include "cuda/api.h"
+
+namespace xdf {
+namespace cuda {
+namespace {
+
+template <class X, class Out>
+void run_linear(int64_t M, int N, int K, const void* x, const float* w, const float* bias,
+                void* out, Stream stream) {
+  using Program = LinearRows<X, Out>;
+  const Grid grid = {static_cast<int>((M + Program::kWarps - 1) / Program::kWarps),
+                     divide_up(N, Program::kColumns), Program::kWarps, 1, 0};
+  launch<Program>({M, N, K, static_cast<const X*>(x), w, bias, static_cast<Out*>(out)}, grid,
+                  stream);
+}
+
+}  // namespace
+
+void linear(bool x_bf16, bool out_half, int64_t M, int N, int K, const void* x, const float* w,
+            const float* bias, void* out, Stream stream) {
+  if (x_bf16) return run_linear<Bf16, float>(M, N, K, x, w, bias, out, stream);
+  if (out_half) return run_linear<float, Half>(M, N, K, x, w, bias, out, stream);
+  run_linear<float, float>(M, N, K, x, w, bias, out, stream);
+}
+
+template <class T>
+void embedding_grad(int64_t positions, int64_t rows, int E, const int64_t* ids,
+                    const int64_t* order, const T* grad_out, T* grad_table, Stream stream) {
+  using Program = EmbeddingGrad<T>;
+  const Grid grid = {static_cast<int>((positions + Program::kWarps - 1) / Program::kWarps), 1,
+                     Program::kWarps, 1, 0};
+  launch<Program>({positions, rows, E, ids, order, grad_out, grad_table}, grid, stream);
+}
+
+template void embedding_grad<float>(int64_t, int64_t, int, const int64_t*, const int64_t*,
+                                    const float*, float*, Stream);
+template void embedding_grad<double>(int64_t, int64_t, int, const int64_t*, const int64_t*,
+                                     const double*, double*, Stream);
+
+}  // namespace cuda
+}  // namespace xdf

@@ -1,0 +1,91 @@
+"""The kernels over rows, and the operators that stand on torch and on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from xdistil_fast.torch_ops import cuda
+
+
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 1, 1), (5, 9, 40), (7, 33, 70)])
+@pytest.mark.parametrize(
+    ("input_type", "output_type"),
+    [("float32", "float32"), ("bfloat16", "float32"), ("float32", "float16")],
+)
+def test_linear(
+    device: Any, rows: int, outputs: int, inputs: int, input_type: str, output_type: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, inputs, generator=generator).to(getattr(torch, input_type))
+    weight = torch.randn(outputs, inputs, generator=generator)
+    bias = torch.randn(outputs, generator=generator)
+    out = torch.empty((rows, outputs), dtype=getattr(torch, output_type), device=device.name)
+    tensors = [tensor.to(device.name) for tensor in (x, weight, bias)]
+    device.extension.linear(
+        input_type,
+        output_type,
+        rows,
+        outputs,
+        inputs,
+        *(tensor.data_ptr() for tensor in (*tensors, out)),
+        *cuda._place(out),
+    )
+    expected = (x.double() @ weight.double().t() + bias.double()).numpy()
+    if output_type == "float16":
+        # The rounding of a number next to the middle between two may go either way.
+        step = np.spacing(np.abs(expected).astype(np.float16)).astype(np.float64)
+        assert (np.abs(out.double().cpu().numpy() - expected) <= 0.502 * step + 1e-5).all()
+    else:
+        torch.testing.assert_close(out.cpu().double().numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "value", [0.0, -0.0, 1.0, 2049.0, 65519.0, 1e9, -1e9, 6e-8, 2.9e-8, 3.1e-8, 6.1e-5, 1e-12]
+)
+def test_rounding_to_half(device: Any, value: float) -> None:
+    x = torch.tensor([[value]], device=device.name)
+    one, zero = torch.ones(1, 1, device=device.name), torch.zeros(1, device=device.name)
+    out = torch.empty(1, 1, dtype=torch.float16, device=device.name)
+    device.extension.linear(
+        "float32", "float16", 1, 1, 1, *(t.data_ptr() for t in (x, one, zero, out)), *cuda._place(x)
+    )
+    expected = np.float32(np.clip(value, -65504, 65504)).astype(np.float16)
+    assert out.item() == float(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("ids", [[], [3], [0, 3, 3, 1, 0, 3], [4] * 70], ids=len)
+def test_embedding_gradient(device: Any, dtype: torch.dtype, ids: list[int]) -> None:
+    grad_out = torch.randn(len(ids), 33, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    expected = torch.zeros(5, 33, dtype=dtype)
+    for row, index in zip(grad_out, ids, strict=True):
+        expected[index] += row  # the same order, hence the same bits
+    positions = torch.tensor(ids, dtype=torch.int32, device=device.name)
+    got = cuda.embedding_backward(grad_out.to(device.name), positions, 5)
+    assert torch.equal(got.cpu(), expected)
+
+
+def test_embedding_gradient_passes_over_what_is_no_row(device: Any) -> None:
+    ids = torch.tensor([1, -1, 7, 1], device=device.name)
+    got = cuda.embedding_backward(torch.ones(4, 2, device=device.name), ids, 3)
+    assert got.tolist() == [[0.0, 0.0], [2.0, 2.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [5], [2, 7, 7, 0, 2, 9] * 13], ids=len)
+def test_order_by_length(device: Any, lengths: list[int]) -> None:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    on_device = torch.tensor(offsets, device=device.name)
+    order = cuda._order(on_device, int(offsets[-1]))
+    assert order.tolist() == np.argsort(-np.array(lengths), kind="stable").tolist()
+
+
+def test_interleaving_is_undone(device: Any) -> None:
+    weights = [torch.randn(12, 5, device=device.name) for _ in range(2)]
+    mixed = cuda._interleave(weights)
+    assert torch.equal(mixed[4 * 3 + 1 * 4 + 2], weights[1][2 * 3 + 1])  # reverse, unit 1, gate g
+    for got, weight in zip(cuda._separate(mixed), weights, strict=True):
+        assert torch.equal(got, weight)

@@ -1,0 +1,274 @@
+"""The student on a GPU, without torch: the same calls as `Student`, scores from the device.
+
+The embedding, the input half and the biases are a table, a row [8H] for each piece, made on the
+device when the model is loaded; where it would pass `max_memory`, a call makes the rows of its own
+pieces.
+One kernel then runs all steps of all sequences in both directions, another the output layer. Words
+are decoded on the CPU, from the scores.
+
+Precisions: "float32" (multiply-adds, sums as on the CPU but for their order) and "bfloat16" (tensor
+cores: weights and hidden states in bfloat16, table in float16, sums and cell states in float32). A
+model stored in int8 runs in bfloat16.
+
+This has been compiled and, in emulation on the CPU, tested, but never yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdistil_fast import _backend
+from xdistil_fast.model_config import TOKEN_CLASSIFICATION
+from xdistil_fast.model_io import ModelConfig
+from xdistil_fast.quantization import as_floats
+from xdistil_fast.student import Floats, Ints, Student
+
+_STREAM = 0  # the default one, on which copies wait for kernels and kernels for copies
+_FLOAT = 4
+_TABLE_CHUNK = 8_192  # pieces whose embeddings are on the device at once while the table is made
+
+
+def student_on(
+    device: str,
+    config: ModelConfig,
+    tensors: Mapping[str, NDArray[Any]],
+    threads: int = 0,
+    precision: str | None = None,
+    max_memory: int | None = None,
+) -> Student:
+    """A `Student` on a device.
+
+    Args:
+        device: "cpu", "cuda" (the first GPU) or "cuda:N".
+        config: as of `Student`; the same with all that follow.
+        tensors: weights.
+        threads: of what runs on the CPU.
+        precision: None is the model's own.
+        max_memory: of the input table.
+
+    Raises:
+        TypeError: `device` is no string, or see `Student`.
+        ValueError: an unknown device, a precision that it does not have, or see `Student`.
+        RuntimeError: CUDA was not built, or does not run here.
+        MemoryError: the device's memory does not suffice.
+    """
+    if not isinstance(device, str):
+        raise TypeError(f"device is {device!r}; it must be a string")
+    if device == "cpu":
+        return Student(config, tensors, threads, precision, max_memory)
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", device, re.ASCII)
+    if match is None:
+        raise ValueError(f"device is {device!r}; allowed: 'cpu', 'cuda', 'cuda:N'")
+    if config.task != TOKEN_CLASSIFICATION:
+        raise ValueError(f"device is {device!r}; a classifier of texts allows 'cpu' only")
+    return CudaStudent(config, tensors, threads, precision, max_memory, int(match[1] or 0))
+
+
+class _Buffer:
+    """Memory of a device that grows by doubling and is kept between calls."""
+
+    def __init__(self, device: int) -> None:
+        self._device = device
+        self._memory: Any = None
+
+    def of(self, nbytes: int) -> Any:
+        """At least so many bytes; what was in it before is lost when it grows."""
+        have = 0 if self._memory is None else self._memory.nbytes
+        if nbytes > have:
+            self._memory = None  # first, so that both need not fit
+            self._memory = _backend.cuda().Memory(max(nbytes, 2 * have), self._device)
+        return self._memory
+
+    def holding(self, array: NDArray[Any]) -> int:
+        """Address of a copy of `array`."""
+        memory = self.of(max(array.nbytes, 16))
+        memory.write(np.ascontiguousarray(array))
+        return int(memory.address)
+
+
+def _interleave(forward: Floats, reverse: Floats) -> Floats:
+    """Rows of both directions, gate by gate as in torch, to [direction, unit, gate]."""
+    both = np.stack([forward, reverse])
+    hidden = both.shape[1] // 4
+    both = both.reshape(2, 4, hidden, *both.shape[2:]).swapaxes(1, 2)
+    return np.ascontiguousarray(both.reshape(8 * hidden, *forward.shape[1:]), np.float32)
+
+
+class CudaStudent(Student):
+    """A student on a GPU; safe to share between threads, which take turns.
+
+    Args:
+        config: as of `Student`; the same with the next four.
+        tensors: weights.
+        threads: of what runs on the CPU.
+        precision: "float32" or "bfloat16"; None is the model's, bfloat16 for int8.
+        max_memory: bytes of the device that the input table may take; None is 256 MiB.
+        device: number of the GPU.
+
+    Raises:
+        ValueError: no such device, or see `Student`.
+        RuntimeError: CUDA was not built, or does not run here.
+        MemoryError: the device's memory does not suffice.
+    """
+
+    precisions = ("float32", "bfloat16")
+    _where = " on a GPU"
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, NDArray[Any]],
+        threads: int = 0,
+        precision: str | None = None,
+        max_memory: int | None = None,
+        device: int = 0,
+    ) -> None:
+        self._number = device
+        self.device = f"cuda:{device}"
+        self._lock = threading.Lock()
+        super().__init__(config, tensors, threads, precision, max_memory)
+
+    def _stored(self, precision: str) -> str:
+        return "bfloat16" if precision == "int8" else precision
+
+    def _load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        _backend.device_info(self._number)  # first of all whether there is such a GPU
+        extension, at = _backend.cuda(), (self._number, _STREAM)
+        names = [
+            (f"bilstm.weight_ih_l0{end}", f"bilstm.weight_hh_l0{end}", f"bilstm.bias_ih_l0{end}")
+            for end in ("", "_reverse")
+        ]
+        self._embedding = as_floats(tensors, "embedding.weight")
+        biases = [tensors[bias] + tensors[bias.replace("_ih_", "_hh_")] for _, _, bias in names]
+        hidden, size = self.config.hidden_size, 2 if self.precision == "bfloat16" else _FLOAT
+
+        def kept(array: NDArray[Any]) -> Any:
+            memory = extension.Memory(max(array.nbytes, 16), self._number)
+            memory.write(np.ascontiguousarray(array, np.float32))
+            return memory
+
+        self._input = kept(_interleave(*(as_floats(tensors, name[0]) for name in names)))
+        self._bias = kept(_interleave(*biases))
+        self._output = kept(as_floats(tensors, "output.weight"))
+        self._output_bias = kept(np.asarray(tensors["output.bias"]))
+        forward, reverse = (kept(as_floats(tensors, name[1])) for name in names)
+        elements = extension.lstm_packed_size(self.precision, False, hidden)
+        self._packed = extension.Memory(elements * size, self._number)
+        extension.lstm_pack(
+            self.precision,
+            False,
+            hidden,
+            True,
+            forward.address,
+            reverse.address,
+            self._packed.address,
+            *at,
+        )
+        self._row_nbytes = 8 * hidden * size
+        self._embeddings, self._rows, self._ids, self._offsets, self._order = (
+            _Buffer(self._number) for _ in range(5)
+        )
+        self._states, self._logits = _Buffer(self._number), _Buffer(self._number)
+        self._table: Any = None
+        self.table_rows = 0
+        vocab_size = self.config.vocab_size
+        if vocab_size * self._row_nbytes <= self.max_memory:
+            self._table = extension.Memory(vocab_size * self._row_nbytes, self._number)
+            for begin in range(0, vocab_size, _TABLE_CHUNK):
+                rows = self._embedding[begin : begin + _TABLE_CHUNK]
+                self._make_rows(rows, self._table.address + begin * self._row_nbytes)
+            self.table_rows = vocab_size
+        # Waits: the weights as they came, freed when this returns, have been read.
+        self._bias.read(np.empty(1, np.float32))
+
+    def _make_rows(self, embeddings: Floats, to: int) -> None:
+        extension = _backend.cuda()
+        extension.linear(
+            "float32",
+            "float16" if self.precision == "bfloat16" else "float32",
+            len(embeddings),
+            8 * self.config.hidden_size,
+            self.config.embedding_size,
+            self._embeddings.holding(embeddings),
+            self._input.address,
+            self._bias.address,
+            to,
+            self._number,
+            _STREAM,
+        )
+
+    def _scores(self, ids: Ints, cu_seqlens: Ints, out: Floats) -> None:
+        if len(ids) == 0:
+            return
+        if int(ids.min()) < 0 or int(ids.max()) >= self.config.vocab_size:
+            raise ValueError(f"ids must be 0 to {self.config.vocab_size - 1}")
+        if (np.diff(cu_seqlens) < 0).any():
+            raise ValueError("cu_seqlens must ascend")
+        with self._lock:
+            self._run(ids, cu_seqlens, out)
+
+    def _run(self, ids: Ints, cu_seqlens: Ints, out: Floats) -> None:
+        extension, hidden = _backend.cuda(), self.config.hidden_size
+        total, batch = len(ids), len(cu_seqlens) - 1
+        wide = self.precision == "float32"
+        table = self._table
+        if table is None:
+            distinct, ids = np.unique(ids, return_inverse=True)
+            ids = ids.astype(np.int32)
+            table = self._rows.of(len(distinct) * self._row_nbytes)
+            self._make_rows(self._embedding[distinct], table.address)
+        plan = _backend.lstm_plan(self.precision, False, hidden, batch, self._number)
+        offsets = self._offsets.holding(np.asarray(cu_seqlens, np.int32))
+        order = self._order.of(4 * batch).address
+        states = self._states.of(total * 2 * hidden * (_FLOAT if wide else 2)).address
+        extension.order_by_length(batch, total, offsets, order, self._number, _STREAM)
+        extension.lstm_forward(
+            self.precision,
+            hidden,
+            plan,
+            batch,
+            total,
+            offsets,
+            order,
+            self._packed.address,
+            table.address,
+            "float32" if wide else "float16",
+            self._ids.holding(np.asarray(ids, np.int32)),
+            states,
+            0,
+            0,
+            self._number,
+            _STREAM,
+        )
+        logits = self._logits.of(out.nbytes)
+        extension.linear(
+            self.precision,
+            "float32",
+            total,
+            out.shape[1],
+            2 * hidden,
+            states,
+            self._output.address,
+            self._output_bias.address,
+            logits.address,
+            self._number,
+            _STREAM,
+        )
+        logits.read(out)
+
+    @property
+    def table_nbytes(self) -> int:
+        """Bytes of the input table, on the device."""
+        return self.table_rows * self._row_nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights, without the input table, on the device."""
+        parts = (self._packed, self._input, self._bias, self._output, self._output_bias)
+        return sum(int(part.nbytes) for part in parts)
