@@ -219,8 +219,8 @@ class CudaStudent(Student):
         wide = self.precision == "float32"
         table = self._table
         if table is None:
-            distinct, ids = np.unique(ids, return_inverse=True)
-            ids = ids.astype(np.int32)
+            distinct, rows = np.unique(ids, return_inverse=True)
+            ids = rows.astype(np.int32)
             table = self._rows.of(len(distinct) * self._row_nbytes)
             self._make_rows(self._embedding[distinct], table.address)
         plan = _backend.lstm_plan(self.precision, False, hidden, batch, self._number)
