@@ -56,6 +56,10 @@ class Report:
         self.data: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         self._log = (folder / "gpu_report.log").open("w", encoding="utf-8")
 
+    def close(self) -> None:
+        """Closes the log."""
+        self._log.close()
+
     def left(self) -> float:
         """Seconds."""
         return self.deadline - time.monotonic()
@@ -707,6 +711,7 @@ def main(arguments: list[str]) -> int:
     done &= report.section("training", 45, lambda: training(report, clock))
     done &= report.section("plans", 60, lambda: plans(report, clock))
     report.say(f"done, {report.left():.0f} s left: {report.folder / 'gpu_report.json'}")
+    report.close()
     return 0 if done else 1
 
 
