@@ -561,6 +561,7 @@ def main(arguments: list[str]) -> int:
     done &= report.section("training", 45, lambda: training(report, clock))
     done &= report.section("plans", 60, lambda: plans(report, clock))
     report.say(f"done, {report.left():.0f} s left: {report.folder / 'gpu_report.json'}")
+    report.close()
     return 0 if done else 1
 
 

@@ -30,6 +30,10 @@ class Report:
         self.data: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         self._log = (folder / "gpu_report.log").open("w", encoding="utf-8")
 
+    def close(self) -> None:
+        """Closes the log."""
+        self._log.close()
+
     def left(self) -> float:
         """Seconds."""
         return self.deadline - time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ class Clock(gpu_report.Clock):
 
 
 @pytest.fixture
-def report(device: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> gpu_report.Report:
+def report(
+    device: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[gpu_report.Report]:
     if device.name != "cpu":
         pytest.skip("for the emulation alone")
     monkeypatch.setattr(gpu_report, "DEVICE", "cpu")
@@ -38,7 +40,9 @@ def report(device: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> gpu_
     monkeypatch.setattr(gpu_report, "VOCABULARY", 20)
     small = {"E50 H200": (4, 24), "E300 H600": (3, 17)}
     monkeypatch.setattr(gpu_report, "STUDENTS", small)
-    return gpu_report.Report(tmp_path, 9)
+    report = gpu_report.Report(tmp_path, 9)
+    yield report
+    report.close()
 
 
 def errors(found: Any) -> list[str]:
