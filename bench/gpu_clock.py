@@ -1,4 +1,4 @@
-"""The record of a visit to a GPU, and the clock of its measurements."""
+"""The clock and the record of bench/gpu_report.py. Imports nothing that a bare machine may lack."""
 
 from __future__ import annotations
 
