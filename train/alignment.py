@@ -220,14 +220,18 @@ def _cumulative(lengths: Sequence[int]) -> Int64Array:
 
 def align_text(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> Alignment:
     """Tokenise running text; a word is what the tokeniser's pre-tokeniser takes for one."""
-    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    cu_pieces = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum([len(encoding.ids) for encoding in encodings], out=cu_pieces[1:])
-    ids = np.array([i for encoding in encodings for i in encoding.ids], np.int32)
-    # A piece without a word (an added token that stands in the text) is a word by itself.
-    local = np.array(
-        [-1 if w is None else w for encoding in encodings for w in encoding.word_ids], np.int64
-    )
+    lengths: list[int] = []
+    ids_of, words_of = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    for start in range(0, len(texts), _CHUNK):
+        chunk = list(texts[start : start + _CHUNK])
+        encodings = tokenizer.encode_batch(chunk, add_special_tokens=False)
+        lengths += [len(encoding.ids) for encoding in encodings]
+        ids_of.append(np.array([i for e in encodings for i in e.ids], np.int32))
+        # A piece without a word (an added token that stands in the text) is a word by itself.
+        words = [-1 if w is None else w for e in encodings for w in e.word_ids]
+        words_of.append(np.array(words, np.int64))
+    cu_pieces = _cumulative(lengths)
+    ids, local = np.concatenate(ids_of), np.concatenate(words_of)
     begins = np.ones(len(ids), bool)
     begins[1:] = (local[1:] != local[:-1]) | (local[1:] < 0)
     begins[cu_pieces[:-1][np.diff(cu_pieces) > 0]] = True

@@ -31,6 +31,7 @@ from xdistil_fast.train.document_cache import DocumentCache, LabelledTexts, buil
 from xdistil_fast.train.document_teacher import DocumentTeacher
 from xdistil_fast.train.documents import Documents, read_documents
 from xdistil_fast.train.label_maps import check_label_map
+from xdistil_fast.train.representation import check_representation_size
 from xdistil_fast.train.student import Dropout, FloatArray, Student
 from xdistil_fast.train.tagging import REPRESENTATION_LOSSES
 from xdistil_fast.train.vocabulary import Vocabulary
@@ -206,7 +207,9 @@ class ClassificationJob:
                     f"{name} is {value!r}; task 'classification' allows {plain!r} only"
                 )
         self.config = config
-        self.label_map = None if config.label_map is None else check_label_map(config.label_map)
+        self.label_map = (
+            None if config.label_map is None else check_label_map(config.label_map, classes=True)
+        )
         train = tuple(read_documents(path, self.label_map) for path in config.train)
         self.dev = tuple(read_documents(path, self.label_map) for path in config.dev)
         hidden = () if config.keep_dev_sentences else self.dev
@@ -227,6 +230,7 @@ class ClassificationJob:
         if config.representation:
             last = -1 if config.teacher_layer is None else config.teacher_layer
             self._layer = self.teacher.resolve_layer(last)
+            check_representation_size(config, self.teacher)
 
     def build_cache(self, root: Path, ranks: Ranks) -> tuple[DocumentCache, str]:
         """Have the teacher label all texts."""
@@ -235,7 +239,7 @@ class ClassificationJob:
             root,
             self.teacher,
             self.texts,
-            [str(entry["digest"]) for entry in self.data]
+            [f"{entry['role']} {entry['digest']}" for entry in self.data]
             + [str(self.label_map), str(len(self.texts.dev))],
             max_length=config.max_length,
             soft=config.soft,

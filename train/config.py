@@ -18,6 +18,7 @@ PathLike: TypeAlias = "str | Path"
 
 TASKS = ("tagging", "classification")
 HEADS = ("softmax", "crf")
+_POOLING = "max"
 DECAYS = ("cosine", "linear")
 STORED = ("float32", "float16")
 LOGIT_LOSSES = ("mse", "kl", "marginals")
@@ -111,7 +112,7 @@ class DistillConfig:
     transfer: tuple[str, ...] = ()
     label_map: Mapping[str, str | None] | None = None
     task: str = "tagging"
-    pooling: str = "max"
+    pooling: str = _POOLING
     student: str = "100x200"
     head: str = "softmax"
     schedule: str = "default"
@@ -172,6 +173,11 @@ class DistillConfig:
                 f"{what} trains on labels alone and takes no transfer text; "
                 f"transfer is {list(self.transfer)}"
             )
+        if (self.labels_only or self.schedule in _LABEL_SCHEDULES) and self.augment:
+            raise ValueError(
+                f"augment is {self.augment!r}; its copies are labelled by the teacher, and what is "
+                "trained on here are labels alone; allowed: ''"
+            )
         if self.label_map is not None:
             object.__setattr__(self, "label_map", dict(self.label_map))
         parse_size(self.student)
@@ -216,6 +222,11 @@ class DistillConfig:
             raise ValueError(
                 f"temperature is {self.temperature!r} and logit_loss is 'mse', which has none; "
                 "allowed: 1, or logit_loss 'kl' or 'marginals'"
+            )
+        if self.task == "tagging" and self.pooling != _POOLING:
+            raise ValueError(
+                f"pooling is {self.pooling!r} and task is 'tagging', which has none; "
+                f"allowed: {_POOLING!r}, the default"
             )
         if self.task == "classification" and (self.head != "softmax" or self.pieces != "all"):
             raise ValueError(
@@ -309,6 +320,7 @@ def _at_least(name: str, value: object, low: int) -> None:
 
 def _within(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
     good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    good = good and math.isfinite(value)  # type: ignore[arg-type]
     if not good or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
         above = "above" if open_low else "from"
         limit = "" if math.isinf(high) else f" to {high:g}"

@@ -481,9 +481,19 @@ def _json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: not JSON ({error})") from None
+        if "\\u" in line and not _encodable(record):
+            raise ValueError(f"{where}: a lone surrogate, which no UTF-8 text can hold")
         if not isinstance(record, dict):
             raise ValueError(f"{where}: a JSON object is needed, not {type(record).__name__}")
         yield number, record
+
+
+def _encodable(record: object) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parquet_rows(path: Path, *, labelled: bool) -> Iterator[_Row]:

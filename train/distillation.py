@@ -36,7 +36,7 @@ from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_siz
 from xdistil_fast.train.corpora import Corpus, labelling_of, read_labelled
 from xdistil_fast.train.label_maps import check_label_map
 from xdistil_fast.train.languages import check_languages
-from xdistil_fast.train.representation import Representation
+from xdistil_fast.train.representation import Representation, check_representation_size
 from xdistil_fast.train.tagging import Tagging
 from xdistil_fast.train.teacher import Teacher
 from xdistil_fast.train.texts import Texts
@@ -93,9 +93,11 @@ def _distill(
         ],
         "embeddings_file": embeddings_digest,
     }
-    if (record := checkpoint.finished_before(out, key)) is not None:
-        return record
     part = out.with_name(out.name + ".part")
+    if (record := checkpoint.finished_before(out, key)) is not None:
+        if ranks.first and checkpoint.key_of(part) == key:  # killed as it cleaned up
+            shutil.rmtree(part)
+        return record
     ranks.first_goes_ahead(lambda: checkpoint.open_part(part, key))
     clock = time.perf_counter()
     root = Path(config.cache) if config.cache else part / _CACHE_FOLDER
@@ -177,7 +179,7 @@ class TaggingJob:
 
     def _content(self) -> list[str]:
         """All that decides what the texts hold, for the key of the cache."""
-        content = [str(entry["digest"]) for entry in self.data]
+        content = [f"{entry['role']} {entry['digest']}" for entry in self.data]
         content += [str(self.label_map), str(len(self.texts.dev))]
         if self.texts.languages:
             content += [str(entry.get("language", "")) for entry in self.data]
@@ -204,6 +206,13 @@ def check_labels(labels: Sequence[str], train: Sequence[Corpus], dev: Sequence[C
         raise ValueError(
             f"{train[0].path} does not go with the teacher, whose labels are {kinds[scheme]}"
         )
+    if scheme == "tags" and "O" not in labels:
+        for corpus in (*train, *dev):
+            if any("O" in (sentence.tags or ()) for sentence in corpus.sentences):
+                raise ValueError(
+                    f"{corpus.path}: words without a tag (O), perhaps by the label map; the "
+                    "teacher gives each word one"
+                )
     known = set(label_types(labels))
     for corpus in (*train, *dev):
         if unknown := sorted(corpus.types - known):
@@ -223,11 +232,7 @@ def _representation(config: DistillConfig, teacher: Teacher) -> Representation |
     """
     if not config.representation:
         return None
-    if config.representation_size > teacher.hidden_size:
-        raise ValueError(
-            f"representation_size is {config.representation_size}; the teacher's hidden size is "
-            f"{teacher.hidden_size}; allowed: 0 to {teacher.hidden_size}"
-        )
+    check_representation_size(config, teacher)
     return Representation(teacher.resolve_layer(config.teacher_layer), config.representation_size)
 
 

@@ -28,7 +28,7 @@ from xdistil_fast.train.cache import (
     Cache,
     half,
 )
-from xdistil_fast.train.corpora import Sentence, read_transfer
+from xdistil_fast.train.corpora import Sentence, detect_format, read_transfer
 from xdistil_fast.train.distributed import Ranks
 from xdistil_fast.train.document_teacher import DocumentTeacher
 from xdistil_fast.train.documents import Documents
@@ -54,6 +54,15 @@ class LabelledTexts:
     train: tuple[Documents, ...]
     dev: tuple[Documents, ...] = ()
     transfer: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses columns: those of words are no texts, and those of texts have a class each."""
+        for path in self.transfer:
+            if detect_format(Path(path), labelled=False) == "conll":
+                raise ValueError(
+                    f"{path}: transfer text of a classifier cannot be columns; allowed: one text a "
+                    "line, JSON lines or Parquet with text"
+                )
 
     def __iter__(self) -> Iterator[tuple[str, str | None]]:
         seen = {

@@ -39,8 +39,14 @@ class DocumentTeacher(Teacher):
         """Class names by id.
 
         Raises:
-            ValueError: fewer than two, or not distinct.
+            ValueError: fewer than two, or not distinct; or texts have several of them, or none.
         """
+        problem = getattr(config, "problem_type", None)
+        if problem not in (None, "single_label_classification"):
+            raise ValueError(
+                f"{name}: problem_type is {problem!r}; allowed: 'single_label_classification', one "
+                "class for each text"
+            )
         labels = names_of_config(config)
         try:
             validate_classes(labels)

@@ -20,6 +20,7 @@ from xdistil_fast.train.corpora import (
     read_columns,
     read_json_lines,
     read_lines,
+    split_language,
     starts_as_parquet,
 )
 from xdistil_fast.train.label_maps import LabelMap, check_label_map
@@ -84,8 +85,10 @@ def read_documents(path: Path | str, label_map: LabelMap | None = None) -> Docum
         OSError: it cannot be read.
     """
     path = Path(path)
+    if not path.exists() and split_language(str(path))[0]:
+        raise ValueError(f"{path}: files of texts take no language; allowed: FILE")
     if label_map is not None:
-        label_map = check_label_map(label_map)
+        label_map = check_label_map(label_map, classes=True)
     texts: list[str] = []
     labels: list[str] = []
     for where, text, label in _rows(path):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from xdistil_fast.labels import OUTSIDE, Span, spans
+from xdistil_fast.labels import Scheme, Span, outside_of, spans
 from xdistil_fast.tagger import Tagger
 
 EXACT = "exact"
@@ -92,12 +92,13 @@ class PartialScores:
         return 100.0 * (self.correct + 0.5 * self.partial) / total if total else 0.0
 
 
-def pair_entities(gold: Tags, predicted: Tags) -> list[Pair]:
+def pair_entities(gold: Tags, predicted: Tags, scheme: Scheme = "IOB2") -> list[Pair]:
     """Pair the entities of both sides, sentence by sentence.
 
     Args:
         gold: right tags, one list of IOB2 tags a sentence.
         predicted: found tags, of the same lengths.
+        scheme: of both.
 
     Returns:
         Every entity of either side in exactly one pair; sentences in order, and within one those
@@ -114,7 +115,7 @@ def pair_entities(gold: Tags, predicted: Tags) -> list[Pair]:
             raise ValueError(
                 f"sentence {index} has {len(right)} gold tags and {len(mine)} predicted ones"
             )
-        found += _pair_sentence(index, spans(right), spans(mine))
+        found += _pair_sentence(index, spans(right, scheme), spans(mine, scheme))
     return found
 
 
@@ -225,13 +226,15 @@ def surest_mistakes(
         zip(places, tagger.word_probabilities([list(words[i]) for i in places]), strict=True)
     )
     names = tagger.labels
-    outside = names.index(OUTSIDE)
+    outside = outside_of(names)
     groups: dict[tuple[Any, ...], list[tuple[float, int, Pair]]] = {}
     for order, pair in enumerate(wrong):
         found, row = pair.predicted, rows[pair.sentence]
         if found is None:
             assert pair.gold is not None
-            shares = [float(row[at, outside]) for at in range(*pair.gold[1:])]
+            # Of plain tags a word may have none only where `O` is one of them.
+            none = names.index(outside) if outside in names else None
+            shares = [0.0 if none is None else float(row[at, none]) for at in range(*pair.gold[1:])]
         else:
             mine = tags[pair.sentence]
             shares = [float(row[at, names.index(mine[at])]) for at in range(*found[1:])]

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast.commands.eval import Model, evaluate
-from xdistil_fast.labels import Span, spans
+from xdistil_fast.labels import Span, scheme_of, spans
 from xdistil_fast.model_io import FILES, resolve_model
 from xdistil_fast.tagger import Tagger
 from xdistil_fast.train import errors, plots, runs
 from xdistil_fast.train.card import kept
-from xdistil_fast.train.corpora import Corpus
+from xdistil_fast.train.corpora import Corpus, labelling_of
 from xdistil_fast.train.errors import Pair
 from xdistil_fast.train.evaluation import Evaluation, check_same_data, tokens_per_second
 from xdistil_fast.train.report import write_report
@@ -106,7 +106,7 @@ def html_report(
     sentences = [sentence for corpus in corpora for sentence in corpus.sentences]
     words = [list(sentence.words or ()) for sentence in sentences]
     gold = [list(sentence.tags or ()) for sentence in sentences]
-    pairs = errors.pair_entities(gold, tags)
+    pairs = errors.pair_entities(gold, tags, labelling_of(corpora))
     record["kinds"] = errors.count_kinds(pairs)
     record["tokens_per_second"] = round(tokens_per_second(model.tagger, words, seconds))
     if teacher is not None and teacher.metrics["f1"]:
@@ -381,7 +381,7 @@ class _Page:
         words = self.words[pair.sentence]
         begin = max(0, min(side.start for side in sides) - _WINDOW)
         stop = min(len(words), max(side.end for side in sides) + _WINDOW)
-        inner = marked(words, spans(tags), span, kind, begin, stop)
+        inner = marked(words, spans(tags, scheme_of(tags)), span, kind, begin, stop)
         return f'<div><span class="who">{who}</span>{inner}</div>'
 
     def _curves(self) -> str:

@@ -11,11 +11,12 @@ from typing import TypeAlias, cast
 LabelMap: TypeAlias = Mapping[str, "str | None"]
 
 
-def load_label_map(path: Path | str) -> dict[str, str | None]:
+def load_label_map(path: Path | str, *, classes: bool = False) -> dict[str, str | None]:
     """Read a ``--label-map`` file.
 
     A JSON object ``{"person": "PER", "product": null}``: types are renamed, null makes them
-    ``O``; the key ``"*"`` stands for all types not named; without it those are kept.
+    ``O``; the key ``"*"`` stands for all types not named; without it those are kept. Of ``classes``
+    of texts null leaves their texts out.
 
     Raises:
         ValueError: not UTF-8 JSON, not an object, a key twice, or a value that is no type.
@@ -37,13 +38,18 @@ def load_label_map(path: Path | str) -> dict[str, str | None]:
             f'{path}: label map must be a JSON object like {{"person": "PER", '
             f'"product": null}}, not {type(raw).__name__}'
         )
-    return check_label_map(raw, str(path))
+    return check_label_map(raw, str(path), classes=classes)
 
 
 def check_label_map(
-    mapping: Mapping[str, object], name: str = "label_map"
+    mapping: Mapping[str, object], name: str = "label_map", *, classes: bool = False
 ) -> dict[str, str | None]:
     """Check the keys and values of a label map; see :func:`load_label_map`.
+
+    Args:
+        mapping: the map.
+        name: of it, for messages.
+        classes: of texts, whose names may hold white space; else types of entities.
 
     Raises:
         ValueError: a key or value that cannot be an entity type; ``name`` stands in the message.
@@ -52,6 +58,12 @@ def check_label_map(
         if not key:
             raise ValueError(f"{name}: label map has an empty type name")
         if value is None:
+            continue
+        if classes:
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(
+                    f"{name}: label map sends {key!r} to {value!r}; allowed: a class name, or null"
+                )
             continue
         if not isinstance(value, str) or not value or value == "O" or re.search(r"\s", value):
             raise ValueError(

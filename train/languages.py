@@ -138,6 +138,24 @@ def language_table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def language_lines(report: Mapping[str, Any]) -> list[str]:
+    """The report as a table in Markdown."""
+    compared = "teacher_f1" in report["macro"]
+    columns = ["language", "F1", *(["teacher's F1", "kept"] if compared else [])]
+
+    def row(name: str, entry: Mapping[str, Any]) -> str:
+        cells = [name, f"{entry['f1']:.2f}"]
+        if compared:
+            share = "-" if entry["kept"] is None else f"{entry['kept']:.1f} %"
+            cells += [f"{entry['teacher_f1']:.2f}", share]
+        return "| " + " | ".join(cells) + " |"
+
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += [row(name, entry) for name, entry in report["languages"].items()]
+    lines.append(row("**mean**", report["macro"]))
+    return lines
+
+
 def sample_counts(sizes: npt.NDArray[np.integer], alpha: float) -> npt.NDArray[np.int64]:
     """How many sentences of each language an epoch takes: in all as many as there are.
 

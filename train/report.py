@@ -212,6 +212,12 @@ def _evaluation(
     ]
 
 
+def _epochs(run: Run) -> int:
+    """Epochs that were run, of all stages; what was asked for in records without a history."""
+    history = run.record.get("history")
+    return len(history) if history else int(run.get("settings", "epochs"))
+
+
 def _students(students: Sequence[Run], machines: _Machines) -> str:
     rows = [
         [
@@ -220,7 +226,7 @@ def _students(students: Sequence[Run], machines: _Machines) -> str:
             str(run.get("settings", "head")),
             str(run.get("settings", "teacher")),
             f"{run.get('metrics', 'dev', 'f1'):.2f}",
-            f"{run.get('metrics', 'best_epoch')} of {run.get('settings', 'epochs')}",
+            f"{run.get('metrics', 'best_epoch')} of {_epochs(run)}",
             f"{run.get('metrics', 'parameters'):,}",
             f"{run.get('metrics', 'bytes') / 1e6:.2f} MB",
             f"{run.get('seconds'):,.0f} s",
@@ -329,7 +335,7 @@ def _teachers(teachers: Sequence[Run], machines: _Machines) -> str:
             run.name,
             str(run.get("settings", "base")),
             f"{run.get('metrics', 'dev', 'f1'):.2f}",
-            f"{run.get('metrics', 'best_epoch')} of {run.get('settings', 'epochs')}",
+            f"{run.get('metrics', 'best_epoch')} of {_epochs(run)}",
             f"{run.get('metrics', 'parameters'):,}",
             f"{run.get('seconds'):,.0f} s",
             machines.name(run),

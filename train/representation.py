@@ -12,11 +12,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+
+if TYPE_CHECKING:
+    from xdistil_fast.train.config import DistillConfig
+    from xdistil_fast.train.teacher import Teacher
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -133,3 +138,16 @@ def spread(sentences: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """At most :data:`SAMPLE_SENTENCES` sentences, evenly spaced."""
     step = max(1, -(-len(sentences) // SAMPLE_SENTENCES))
     return list(sentences[::step])
+
+
+def check_representation_size(config: DistillConfig, teacher: Teacher) -> None:
+    """Refuse more principal components than a teacher's hidden states have elements.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if config.representation_size > teacher.hidden_size:
+        raise ValueError(
+            f"representation_size is {config.representation_size}; the teacher's hidden size is "
+            f"{teacher.hidden_size}; allowed: 0 to {teacher.hidden_size}"
+        )

@@ -186,7 +186,7 @@ def _intact(path: Path, entry: Mapping[str, Any]) -> bool:
     try:
         same_size = path.stat().st_size == int(entry["bytes"])
         return same_size and file_digest(path) == str(entry["digest"])
-    except FileNotFoundError:
+    except (FileNotFoundError, KeyError, TypeError, ValueError):  # or an entry that is none
         return False
 
 

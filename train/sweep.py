@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xdistil_fast.labels import scheme_of
 from xdistil_fast.model_io import FILES, load_folder, save_folder
 from xdistil_fast.quantization import quantize_tensors
 from xdistil_fast.scoring import score
@@ -281,7 +282,7 @@ def _measure(folder: Path, corpora: Sequence[Corpus], seconds: float) -> dict[st
                 size = _bytes(served)
         tagger = Tagger(config, tensors, content.tokenizer)
         found[precision] = {
-            "f1": score(gold, tagger.tag_words(words)).f1,
+            "f1": score(gold, tagger.tag_words(words), scheme_of(config.labels)).f1,
             "tokens_per_second": round(tokens_per_second(tagger, words, seconds)),
             "bytes": size,
         }

@@ -327,7 +327,7 @@ class Trainer:
                 batch = self.cache.batch(self.ranks.part(chosen))
                 # A signal may come to one rank before another; all must stop after the same step.
                 asked, sizes, pieces_of = self.ranks.gather(
-                    [stop.asked, self.task.size(batch), len(batch.ids)]
+                    [stop.asked, self._share(batch), len(batch.ids)]
                 ).T
                 whole = len(chosen) < self.ranks.size  # the batch, on every rank
                 self._step(batch, sizes.tolist(), whole)
@@ -369,19 +369,24 @@ class Trainer:
         )
         return np.concatenate([part for batch in batches for part in batch])
 
+    def _share(self, batch: Batch) -> int:
+        """The weight of this rank's part; what it is means nothing to one rank alone."""
+        return self.task.size(batch) if self.ranks.size > 1 else 1
+
     def _held_out_loss(self) -> float:
-        """Mean loss over the pieces of the sentences held out, without dropout."""
+        """Mean loss of the sentences held out, without dropout."""
         held_out = self.sentences[self.fit][1]
-        total = pieces = 0.0
+        total = sizes = 0.0
         self.student.eval()
         with torch.no_grad():
             for start in range(0, len(held_out), self.config.batch_size):
                 batch = self.cache.batch(held_out[start : start + self.config.batch_size])
                 parts = self.task.losses(batch, self.weights.keys(), None)
                 loss = sum(self.weights[name] * part.item() for name, part in parts.items())
-                total += loss * len(batch.ids)
-                pieces += len(batch.ids)
-        return total / pieces
+                size = self.task.size(batch)
+                total += loss * size
+                sizes += size
+        return total / sizes
 
     def _step(self, batch: Batch, sizes: list[int], whole: bool) -> None:
         """One step of the optimiser.

@@ -186,7 +186,8 @@ class Tagger(TextModel):
 
         Returns:
             For each sentence float32 [words, C] in the order of `labels`, at each word's first
-            piece: the softmax, or the CRF's marginals. A word without any piece is `O`.
+            piece: the softmax, or the CRF's marginals. A word without any piece is `O`, or where
+            there is no such label has only zeros.
 
         Raises:
             TypeError: anything but lists of lists of strings.
@@ -195,7 +196,8 @@ class Tagger(TextModel):
         encoded = self._encoder.encode_words(sentences)
         pieces = self._student.probabilities(self._logits(encoded, MAX_PIECES), encoded.cu_pieces)
         certain = np.zeros(len(self.config.labels), np.float32)
-        certain[self.config.labels.index(iob.OUTSIDE)] = 1
+        if iob.OUTSIDE in self.config.labels:
+            certain[self.config.labels.index(iob.OUTSIDE)] = 1
         out = []
         for index, words in enumerate(sentences):
             begin, stop = encoded.cu_words[index], encoded.cu_words[index + 1]

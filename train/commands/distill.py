@@ -166,6 +166,8 @@ def run(args: argparse.Namespace) -> int:
     config = config_of(args)
     command = runs.command_line(args)
     if args.report:
+        if config.task != "tagging":
+            raise ValueError(f"--report: task is {config.task!r}; a report is for task 'tagging'")
         need_matplotlib("--report")
     record = distill(config, command=command)
     if os.environ.get("RANK", "0") != "0":  # torchrun started several, and one prints
@@ -189,7 +191,10 @@ def run(args: argparse.Namespace) -> int:
 def config_of(args: argparse.Namespace) -> DistillConfig:
     """The settings that the arguments say."""
     settings = {name: getattr(args, name) for name in _DEFAULTS if hasattr(args, name)}
-    settings["label_map"] = load_label_map(args.label_map) if args.label_map else None
+    classes = args.task == "classification"
+    settings["label_map"] = (
+        load_label_map(args.label_map, classes=classes) if args.label_map else None
+    )
     return DistillConfig(**settings, progress=not args.quiet)
 
 

@@ -56,8 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--data",
         nargs="+",
         action="extend",
-        type=Path,
-        metavar="FILE",
+        metavar="[LANG=]FILE",
         help="labelled sentences for --html (CoNLL, JSONL, Parquet; also gzipped)",
     )
     parser.add_argument(
@@ -136,7 +135,6 @@ def write_html(
     *,
     label_map: Any = None,
     teacher: str | None = None,
-    known: Path | None = None,
     options: dict[str, Any] | None = None,
     examples: int = EXAMPLES,
     command: Sequence[str] = (),
@@ -150,7 +148,6 @@ def write_html(
         output: the page.
         label_map: types of the data renamed or dropped.
         teacher: see :func:`~xdistil_fast.train.evaluation.teacher_evaluation`; None for none.
-        known: see the same.
         options: of the student's tagger.
         examples: mistakes shown of each kind.
         command: that makes the page.
@@ -170,7 +167,7 @@ def write_html(
         update: Callable[[int], object] = bar.update
         scores: Evaluation | None = None
         if teacher is not None:
-            scores = teacher_evaluation(teacher, corpora, known=known, progress=update)
+            scores = teacher_evaluation(teacher, corpora, progress=update)
         return html_report(
             student,
             model,

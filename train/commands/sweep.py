@@ -15,6 +15,7 @@ from xdistil_fast.train import runs
 from xdistil_fast.train.commands import distill as distilling
 from xdistil_fast.train.config import DistillConfig
 from xdistil_fast.train.distillation import distill
+from xdistil_fast.train.distributed import one_process_only
 from xdistil_fast.train.sweep import TEACHER_FILE, parse_sizes, summary, sweep
 
 
@@ -61,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the sub-command; returns the exit status."""
     sizes = parse_sizes(args.sizes)
     args.student = sizes[0]
+    one_process_only("xdistil sweep")
     base = distilling.config_of(args)
+    if base.task != "tagging":
+        raise ValueError(f"task is {base.task!r}; a sweep allows 'tagging'")
     command = runs.command_line(args)
     bar = tqdm(
         desc="teacher on dev", unit="sentence", file=sys.stderr, leave=False,

@@ -99,9 +99,12 @@ def run(args: argparse.Namespace) -> int:
         pieces=args.pieces,
         device=args.device,
     )
-    label_map = load_label_map(args.label_map) if args.label_map else None
+    classes = args.task == "classification"
+    label_map = load_label_map(args.label_map, classes=classes) if args.label_map else None
     command = runs.command_line(args)
-    if args.task == "classification":
+    if classes:
+        if args.pieces != _DEFAULTS.pieces:
+            raise ValueError(f"pieces is {args.pieces!r}; task 'classification' has no such choice")
         train, dev = (
             [read_documents(path, label_map) for path in paths] for paths in (args.train, args.dev)
         )

@@ -52,6 +52,8 @@ def classifies_texts(folder: Path) -> bool:
 
 def run(args: argparse.Namespace, folder: Path) -> int:
     """Evaluates a model; the arguments are those of `xdistil eval`."""
+    if args.teacher is not None:
+        raise ValueError("--teacher is for taggers; of a classifier evaluate the teacher by itself")
     corpora = read_all(args.data, args.label_map)
     model = _load(args, folder)
     check_classes(corpora, model.labels)
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace, folder: Path) -> int:
 
 def read_all(paths: Iterable[Path], label_map: Path | None) -> list[Documents]:
     """Reads files of labelled texts, with the label map of a file if one is given."""
-    mapping = load_label_map(label_map) if label_map else None
+    mapping = load_label_map(label_map, classes=True) if label_map else None
     return [read_documents(path, mapping) for path in paths]
 
 
