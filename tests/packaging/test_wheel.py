@@ -91,12 +91,13 @@ def test_wheel_metadata(names: set[str], wheel_metadata: Message) -> None:
 
 
 _USE = """
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import xdistil_fast
-from xdistil_fast import Tagger, _core
+from xdistil_fast import Classifier, Tagger, _core
 
 folder = Path(xdistil_fast.__file__).parent
 assert folder.parent == Path(sys.argv[1]), folder
@@ -114,9 +115,14 @@ _core.bilstm_forward(
 )
 np.save(sys.argv[2], out)
 
-for model in sorted(path.parent.name for path in folder.glob("models/*/config.json")):
-    entities = Tagger.from_pretrained(model)("Angela Merkel met Tim Cook in Berlin.")
-    assert [entity["word"] for entity in entities] == ["Angela Merkel", "Tim Cook", "Berlin"]
+for path in sorted(folder.glob("models/*/config.json")):
+    model = path.parent.name
+    if json.loads(path.read_text("utf-8"))["task"] == "text-classification":
+        found = Classifier.from_pretrained(model)("A dull, lifeless film.")
+        assert [prediction["label"] for prediction in found] == ["negative"]
+    else:
+        entities = Tagger.from_pretrained(model)("Angela Merkel met Tim Cook in Berlin.")
+        assert [entity["word"] for entity in entities] == ["Angela Merkel", "Tim Cook", "Berlin"]
 
 assert not {"torch", "transformers"} & set(sys.modules)
 """
