@@ -16,7 +16,6 @@ name looks like that is written ``./de=train.conll``.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import re
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, cast
 
 from xdistil_fast.labels import OUTSIDE, Scheme
+from xdistil_fast.model_io import file_digest
 from xdistil_fast.train.label_maps import LabelMap, check_label_map
 from xdistil_fast.train.runs import portable
 
@@ -144,15 +144,6 @@ def labelling_of(corpora: Sequence[Corpus]) -> Scheme:
                 f"{kinds[corpus.labelling]}; one model takes one of the two"
             )
     return corpora[0].labelling if corpora else "IOB2"
-
-
-def file_digest(path: Path | str) -> str:
-    """SHA-256 of the bytes of a file as they lie on disk, in hex (what ``sha256sum`` prints)."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def detect_format(path: Path, *, labelled: bool) -> Format:

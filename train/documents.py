@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from xdistil_fast.model_io import file_digest
 from xdistil_fast.train.corpora import (
-    file_digest,
     read_columns,
     read_json_lines,
     read_lines,

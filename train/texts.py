@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from xdistil_fast.model_io import file_digest
 from xdistil_fast.train import runs
 from xdistil_fast.train.augmentation import Augmenter
 from xdistil_fast.train.corpora import (
     Corpus,
     Sentence,
-    file_digest,
     read_transfer,
     split_language,
 )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from xdistil_fast.train import runs
+from xdistil_fast.train.config import TASKS
 from xdistil_fast.train.corpora import read_labelled
 from xdistil_fast.train.distributed import one_process_only
 from xdistil_fast.train.document_teacher import fine_tune_classifier
@@ -16,7 +17,6 @@ from xdistil_fast.train.label_maps import load_label_map
 from xdistil_fast.train.languages import language_table
 
 _DEFAULTS = TeacherSettings()
-TASKS = ("tagging", "classification")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
