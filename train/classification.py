@@ -125,15 +125,6 @@ class Classification:
         """Number of texts."""
         return len(batch.targets)
 
-    def reached(self, wanted: Collection[str]) -> set[str]:
-        """Layers that these losses depend on."""
-        found = {"bilstm", "embedding"}
-        if "representation" in wanted:
-            found.add("projection")
-        if {"hard", "soft"} & set(wanted):
-            found.add("output")
-        return found
-
     def losses(
         self, batch: Batch, wanted: Collection[str], generator: Dropout | None
     ) -> dict[str, Tensor]:
@@ -159,14 +150,6 @@ class Classification:
             targets = torch.from_numpy(batch.representation)
             found["representation"] = compare(self.student.projection(states), targets, None)
         return found
-
-    def stored(self, tensors: dict[str, FloatArray]) -> dict[str, npt.NDArray[Any]]:
-        """Weights as they are stored: no projection, the table perhaps in half precision."""
-        served = {
-            name: value for name, value in tensors.items() if not name.startswith("projection.")
-        }
-        table = tensors["embedding.weight"].astype(self.config.embedding_dtype)
-        return {**served, "embedding.weight": table}
 
     def evaluate(self, tensors: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """Accuracy and F1 on dev, by the code that users run."""

@@ -263,7 +263,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Write the model folder from the best epoch and move it to ``out``."""
     config, cache = trainer.config, trainer.cache
-    tensors = task.stored(trainer.best)
+    tensors = trainer.stored(trainer.best)
     parameters = sum(value.size for value in tensors.values())
     dev = task.evaluate(tensors)
     if isinstance(task, Tagging) and task.dev_languages:

@@ -48,6 +48,7 @@ from xdistil_fast.train.languages import (
     languages_of,
     score_languages,
 )
+from xdistil_fast.train.learning_rate import rate_factor
 from xdistil_fast.train.teacher import (
     Teacher,
     check_vocabulary,
@@ -243,14 +244,6 @@ def epoch_batches(
         pool = pool[np.argsort(lengths[pool], kind="stable")]
         batches.extend(pool[i : i + batch_size] for i in range(0, len(pool), batch_size))
     return [batches[i] for i in generator.permutation(len(batches))]
-
-
-def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Factor on the peak learning rate at ``step`` (from 0) of ``steps``."""
-    rising = math.ceil(steps * warmup)
-    if step < rising:
-        return (step + 1) / rising
-    return (steps - step) / max(1, steps - rising)
 
 
 class TrainingRun:

@@ -91,6 +91,16 @@ class Fit:
     groups: tuple[str, ...] = field(default=GROUPS)
 
 
+def layers_of(losses: Collection[str]) -> set[str]:
+    """Layers of :data:`GROUPS` that losses of :data:`LOSSES` depend on."""
+    found = {"bilstm", "embedding"}
+    if "representation" in losses:
+        found.add("projection")
+    if {"hard", "soft"} & set(losses):
+        found.add("output")
+    return found
+
+
 def fits_of(stage: Stage, groups: Collection[str]) -> list[Fit]:
     """The fits of a stage.
 

@@ -7,7 +7,7 @@ saying where each sentence starts. Nothing is padded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -115,6 +115,19 @@ class Student(torch.nn.Module):
         with torch.no_grad():
             for name, value in self.named_parameters():
                 value.copy_(torch.from_numpy(np.asarray(tensors[name], np.float32)))
+
+
+def stored_tensors(tensors: Mapping[str, FloatArray], table_dtype: str) -> dict[str, Any]:
+    """Weights as they are stored and served: without the projection.
+
+    Args:
+        tensors: of :meth:`Student.tensors`.
+        table_dtype: of the embedding table, ``float32`` or ``float16``.
+    """
+    served: dict[str, Any] = {
+        name: value for name, value in tensors.items() if not name.startswith("projection.")
+    }
+    return {**served, "embedding.weight": tensors["embedding.weight"].astype(table_dtype)}
 
 
 def tag_words(

@@ -90,15 +90,6 @@ class Tagging:
         """Number of pieces of the student."""
         return len(self.vocabulary.respell(batch.ids)[0])
 
-    def reached(self, wanted: Collection[str]) -> set[str]:
-        """Layers that these losses depend on."""
-        found = {"bilstm", "embedding"}
-        if "representation" in wanted:
-            found.add("projection")
-        if {"hard", "soft"} & set(wanted):
-            found.add("output")
-        return found
-
     def losses(
         self, batch: Batch, wanted: Collection[str], generator: Dropout | None
     ) -> dict[str, Tensor]:
@@ -164,14 +155,6 @@ class Tagging:
                 representation=batch.representation[source],
             )
         return own, own.first if self.config.pieces == "first" else heads
-
-    def stored(self, tensors: dict[str, FloatArray]) -> dict[str, npt.NDArray[Any]]:
-        """Weights as they are stored: no projection, the table perhaps in half precision."""
-        served = {
-            name: value for name, value in tensors.items() if not name.startswith("projection.")
-        }
-        table = tensors["embedding.weight"].astype(self.config.embedding_dtype)
-        return {**served, "embedding.weight": table}
 
     def evaluate(self, tensors: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """Strict word-level scores on dev, by the code that users run; also by language."""

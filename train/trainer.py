@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -29,8 +29,9 @@ from xdistil_fast.train.cache import Batch, Cache
 from xdistil_fast.train.config import DistillConfig
 from xdistil_fast.train.distributed import Ranks, SharedGenerator
 from xdistil_fast.train.languages import epoch_order
-from xdistil_fast.train.schedules import LOSSES, Fit, Stage, fits_of
-from xdistil_fast.train.student import Dropout, FloatArray, Student
+from xdistil_fast.train.learning_rate import rate_factor
+from xdistil_fast.train.schedules import LOSSES, Fit, Stage, fits_of, layers_of
+from xdistil_fast.train.student import Dropout, FloatArray, Student, stored_tensors
 
 Sentences: TypeAlias = "npt.NDArray[np.int64]"
 
@@ -56,9 +57,6 @@ class Task(Protocol):
     def size(self, batch: Batch) -> int:
         """Of how many things the losses of a batch are the mean: its weight among other parts."""
 
-    def reached(self, wanted: Collection[str]) -> set[str]:
-        """Layers of the student, of ``schedules.GROUPS``, that the losses wanted depend on."""
-
     def losses(
         self, batch: Batch, wanted: Collection[str], generator: Dropout | None
     ) -> dict[str, Tensor]:
@@ -73,23 +71,11 @@ class Task(Protocol):
             A scalar for each loss wanted.
         """
 
-    def stored(self, tensors: dict[str, FloatArray]) -> dict[str, npt.NDArray[Any]]:
-        """The student's weights as its folder holds them."""
-
     def evaluate(self, tensors: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """Scores on dev of weights as they are stored; ``metric`` is among them."""
 
     def model_config(self, **more: Any) -> ModelConfig:
         """``config.json`` of the student."""
-
-
-def rate_factor(step: int, steps: int, warmup: float, decay: str) -> float:
-    """Factor on the highest learning rate at ``step`` (from 0) of ``steps``."""
-    rising = math.ceil(steps * warmup)
-    if step < rising:
-        return (step + 1) / rising
-    left = (steps - step) / max(1, steps - rising)
-    return left if decay == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
 
 
 class Trainer:
@@ -131,7 +117,7 @@ class Trainer:
         self.fits = [
             fit
             for stage in config.stages
-            for fit in fits_of(stage, task.reached(config.weights(stage)))
+            for fit in fits_of(stage, layers_of(config.weights(stage)))
         ]
         self.labelled = cache.labelled()
         self.sentences = [self._split(fit.stage) for fit in self.fits]
@@ -164,7 +150,7 @@ class Trainer:
 
     def _on_dev(self, stage: Stage) -> bool:
         """Whether a stage trains the output layer, so that dev can tell its epochs apart."""
-        return "output" in self.task.reached(self.config.weights(stage))
+        return "output" in layers_of(self.config.weights(stage))
 
     def restore(self, rows: int, size: int, start_values: Callable[[], FloatArray]) -> None:
         """Make the student, from the checkpoint where there is one, else from start values.
@@ -277,7 +263,7 @@ class Trainer:
         if self._on_dev(self._fit.stage):
             shown = self.metric
             value = self.ranks.first_does(
-                lambda: float(self.task.evaluate(self.task.stored(tensors))[self.task.metric])
+                lambda: float(self.task.evaluate(self.stored(tensors))[self.task.metric])
             )
             # The score on dev may stand still, at 0 as a rule while the output layer alone is
             # trained. What further fits build upon must get better all the same: the loss tells
@@ -368,6 +354,10 @@ class Trainer:
             strict=True,
         )
         return np.concatenate([part for batch in batches for part in batch])
+
+    def stored(self, tensors: Mapping[str, FloatArray]) -> dict[str, npt.NDArray[Any]]:
+        """Weights as the student's folder holds them; see :func:`student.stored_tensors`."""
+        return stored_tensors(tensors, self.config.embedding_dtype)
 
     def _share(self, batch: Batch) -> int:
         """The weight of this rank's part; what it is means nothing to one rank alone."""

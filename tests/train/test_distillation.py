@@ -28,7 +28,7 @@ from xdistil_fast.train.commands import distill as command
 from xdistil_fast.train.config import DistillConfig, parse_size
 from xdistil_fast.train.corpora import read_labelled
 from xdistil_fast.train.distillation import distill
-from xdistil_fast.train.trainer import rate_factor
+from xdistil_fast.train.learning_rate import rate_factor
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 

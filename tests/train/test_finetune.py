@@ -24,7 +24,8 @@ from xdistil_fast.scoring import Scores
 from xdistil_fast.train import finetune, runs
 from xdistil_fast.train.commands import teacher as command
 from xdistil_fast.train.corpora import Corpus, read_labelled
-from xdistil_fast.train.finetune import TeacherSettings, epoch_batches, fine_tune, rate_factor
+from xdistil_fast.train.finetune import TeacherSettings, epoch_batches, fine_tune
+from xdistil_fast.train.learning_rate import rate_factor
 from xdistil_fast.train.teacher import Teacher
 
 TRAIN = """Mara B-PER
