@@ -48,7 +48,9 @@ def report(
 def errors(found: Any) -> list[str]:
     """Every recorded error, at any depth."""
     if isinstance(found, dict):
-        own = [str(found["error"])] if "error" in found else []
+        # Some CPUs have no LSTM in half precision in torch, whose rivals here are for GPUs.
+        error = str(found.get("error", ""))
+        own = [error] if error and "primitive descriptor for the LSTM" not in error else []
         return own + [error for value in found.values() for error in errors(value)]
     return []
 
