@@ -16,8 +16,14 @@ from typing import Any, TypeAlias
 
 from xdistil_fast import labels as iob
 from xdistil_fast.commands import eval_classes
+from xdistil_fast.commands.eval_models import (
+    about_student,
+    about_teacher,
+    read_config,
+    refuse_options,
+)
 from xdistil_fast.commands.stream import add_runtime_arguments, runtime_options
-from xdistil_fast.model_io import CONFIG_FILE, ModelError, load_folder, resolve_model
+from xdistil_fast.model_io import ModelError, load_folder, resolve_model
 from xdistil_fast.scoring import score
 from xdistil_fast.tagger import Tagger
 from xdistil_fast.train import runs
@@ -31,7 +37,6 @@ from xdistil_fast.train.languages import (
     score_languages,
 )
 
-_MAX_CONFIG_BYTES = 16 << 20
 Words: TypeAlias = Sequence[Sequence[str]]
 Progress: TypeAlias = Callable[[int], object]
 
@@ -198,10 +203,7 @@ def load_model(name: str, options: Mapping[str, Any]) -> Model:
     folder = resolve_model(name)
     if not _is_teacher(folder):
         return _load_student(name, folder, options)
-    for option, value in options.items():
-        if value:
-            flag = option.replace("_", "-")
-            raise ValueError(f"--{flag} is for students; a teacher runs as torch runs it")
+    refuse_options(options)
     try:
         from xdistil_fast.train.teacher import Teacher
     except ImportError as error:
@@ -210,28 +212,12 @@ def load_model(name: str, options: Mapping[str, Any]) -> Model:
         ) from error
     # A Hub id goes on to transformers: resolve_model fetched a student's files only.
     teacher = Teacher.from_pretrained(folder if Path(name).is_dir() else name)
-    about = {
-        "name": Path(name).name,
-        "digest": teacher.digest(),
-        "kind": "teacher",
-        "parameters": teacher.parameters,
-    }
-    return Model(about, teacher.labels, teacher.tag_words)
+    return Model(about_teacher(name, teacher), teacher.labels, teacher.tag_words)
 
 
 def _load_student(name: str, folder: Path, options: Mapping[str, Any]) -> Model:
     content = load_folder(folder)
     tagger = Tagger(content.config, content.tensors, content.tokenizer, **options)
-    about: dict[str, Any] = {
-        "name": Path(name).name,
-        "digest": content.digest,
-        "kind": "student",
-        "parameters": tagger.parameters,
-        "precision": tagger.precision,
-    }
-    teacher = content.config.lineage.get("teacher")
-    if isinstance(teacher, dict) and isinstance(teacher.get("digest"), str):
-        about["teacher_digest"] = teacher["digest"]
 
     def tag(words: Words, progress: Progress | None) -> list[list[str]]:
         tags = tagger.tag_words(list(words))
@@ -239,23 +225,13 @@ def _load_student(name: str, folder: Path, options: Mapping[str, Any]) -> Model:
             progress(len(words))
         return tags
 
-    return Model(about, tagger.labels, tag, tagger)
+    return Model(about_student(name, content, tagger), tagger.labels, tag, tagger)
 
 
 def _is_teacher(folder: Path) -> bool:
     """Whether the folder's configuration is one of transformers."""
-    path = folder / CONFIG_FILE
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            return False
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False  # the student's loader says what is wrong with it
-    return (
-        isinstance(config, dict)
-        and "format_version" not in config
-        and ("model_type" in config or "architectures" in config)
-    )
+    config = read_config(folder)
+    return "format_version" not in config and ("model_type" in config or "architectures" in config)
 
 
 def warn_of_types(corpora: Sequence[Corpus], labels: Sequence[str]) -> None:

@@ -13,15 +13,19 @@ from typing import Any
 
 from xdistil_fast.class_scoring import ClassScores, score_classes
 from xdistil_fast.classifier import Classifier
+from xdistil_fast.commands.eval_models import (
+    about_student,
+    about_teacher,
+    read_config,
+    refuse_options,
+)
 from xdistil_fast.commands.stream import runtime_options
 from xdistil_fast.model_config import TEXT_CLASSIFICATION
-from xdistil_fast.model_io import CONFIG_FILE, ModelError, ModelFolder, load_folder
+from xdistil_fast.model_io import ModelError, load_folder
 from xdistil_fast.scoring import Counts
 from xdistil_fast.train import runs
 from xdistil_fast.train.documents import Documents, read_documents
 from xdistil_fast.train.label_maps import load_label_map
-
-_MAX_CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,7 @@ class _Model:
 
 def classifies_texts(folder: Path) -> bool:
     """Whether a folder's `config.json` is a text classifier's, ours or transformers'."""
-    path = folder / CONFIG_FILE
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            return False
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False  # whoever loads it says what is wrong
-    if not isinstance(config, dict):
-        return False
+    config = read_config(folder)
     if "format_version" in config:
         return config.get("task") == TEXT_CLASSIFICATION
     kinds = config.get("architectures")
@@ -121,34 +117,16 @@ def classify_all(classifier: Classifier, texts: Iterable[str]) -> list[str]:
     return [prediction["label"] for prediction in classifier.pipe(texts)]
 
 
-def about_student(name: str, content: ModelFolder, classifier: Classifier) -> dict[str, Any]:
-    """What records say of a student."""
-    about: dict[str, Any] = {
-        "name": Path(name).name,
-        "digest": content.digest,
-        "kind": "student",
-        "parameters": classifier.parameters,
-        "precision": classifier.precision,
-    }
-    teacher = content.config.lineage.get("teacher")
-    if isinstance(teacher, dict) and isinstance(teacher.get("digest"), str):
-        about["teacher_digest"] = teacher["digest"]
-    return about
-
-
 def _load(args: argparse.Namespace, folder: Path) -> _Model:
     name = args.model
-    if "format_version" in json.loads((folder / CONFIG_FILE).read_bytes()):
+    if "format_version" in read_config(folder):
         content = load_folder(folder)
         student = Classifier(
             content.config, content.tensors, content.tokenizer, **runtime_options(args)
         )
         about = about_student(name, content, student)
         return _Model(about, student.labels, lambda texts: classify_all(student, texts))
-    for option in ("threads", "precision", "max_memory"):
-        if getattr(args, option):
-            flag = option.replace("_", "-")
-            raise ValueError(f"--{flag} is for students; a teacher runs as torch runs it")
+    refuse_options(runtime_options(args))
     try:
         from xdistil_fast.train.document_teacher import DocumentTeacher
     except ImportError as error:
@@ -156,13 +134,7 @@ def _load(args: argparse.Namespace, folder: Path) -> _Model:
             f'{name} is a teacher, which needs {error.name}: pip install "xdistil-fast[train]"'
         ) from error
     teacher = DocumentTeacher.from_pretrained(folder if Path(name).is_dir() else name)
-    about = {
-        "name": Path(name).name,
-        "digest": teacher.digest(),
-        "kind": "teacher",
-        "parameters": teacher.parameters,
-    }
-    return _Model(about, teacher.labels, teacher.classify)
+    return _Model(about_teacher(name, teacher), teacher.labels, teacher.classify)
 
 
 def _table(scores: ClassScores, entries: Sequence[dict[str, Any]]) -> str:
