@@ -1,11 +1,12 @@
 """The teacher's outputs on disk: made once, resumable, read at random.
 
-A cache folder holds one folder a key, the SHA-256 of everything the logits depend on: the
-teacher, the bytes of all texts, the settings of the cut into pieces. In it lie shards of about
-4096 sentences (``shard-00000.safetensors``) and ``manifest.json``, which names each finished
-shard with the digest of its bytes. A run that was killed goes on behind its last shard; a shard
-that does not match its digest is made anew. Where several processes label, each makes every N-th
-shard and has a manifest of its own, ``manifest-R.json``, until all are done and become one.
+A cache folder holds one folder a file of text, named by its key, the SHA-256 of everything the
+logits depend on: the teacher, the bytes of the file, the settings of the cut into pieces. So runs
+share what was labelled, whichever other files they have. In it lie shards of about 4096 sentences
+(``shard-00000.safetensors``) and ``manifest.json``, which names each finished shard with the
+digest of its bytes. A run that was killed goes on behind its last shard; a shard that does not
+match its digest is made anew. Where several processes label, each makes every N-th shard and has a
+manifest of its own, ``manifest-R.json``, until all are done and become one.
 
 A shard of S sentences and P pieces:
 
@@ -14,15 +15,18 @@ A shard of S sentences and P pieces:
     first       [P] uint8    1 for the first piece of a word
     targets     [P] int16    gold labels, IGNORED where there is none
     logits      [P, C] float16  the teacher's; C = 0 where only the labels are trained on
-    languages   [S] int16    index into the sorted languages of the texts; only where they have any
+    fingerprints  [S] uint64  of the sentence, or of that which it was cut from
     representation  [P, R] float16  of a hidden layer of the teacher; not there where none is asked
 
-Beside shards with reduced representations lies ``components.safetensors``, the principal components
-they are given in (:mod:`~xdistil_fast.train.representation`).
+Which sentences a run trains on is known when it opens the shards: by their fingerprints it leaves
+out what another of its files has already, or its dev.
 
-Memory does not grow with the text, but for the fingerprints of its sentences (64 bits each, in a
-set: some 75 bytes a different sentence, while labels are made) and what the Trainer knows of each
-sentence (some 20). A Parquet file is read by the row group.
+The principal components that representations are reduced to lie beside the folders, as
+``components-KEY.safetensors`` (:mod:`~xdistil_fast.train.representation`).
+
+Memory does not grow with the text, but for the fingerprints of the sentences of the file that is
+being labelled (64 bits each, in a set: some 75 bytes a different sentence) and what is known of
+each sentence in training (some 40). A Parquet file is read by the row group.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -56,12 +60,13 @@ from xdistil_fast.train.representation import (
     spread,
     stored_components,
 )
-from xdistil_fast.train.shards import Arrays, Shards, map_shard
-from xdistil_fast.train.texts import Texts
+from xdistil_fast.train.shards import Arrays, Shards, digest_of, map_shard
+from xdistil_fast.train.texts import Texts, fingerprints
 
-_FORMAT = 1
+_FORMAT = 2
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
+Item = TypeVar("Item")
 Float32Array = npt.NDArray[np.float32]
 # Sequences of pieces and a progress callback to logits and hidden states, the latter maybe empty.
 Ask = Callable[
@@ -76,6 +81,7 @@ class Labeller(Protocol):
     labels: list[str]
     tokenizer: tokenizers.Tokenizer
     max_pieces: int
+    precision: str
 
     def digest(self) -> str:
         """SHA-256 of the teacher."""
@@ -122,37 +128,93 @@ class Batch:
     representation: Float32Array
 
 
+@dataclass(frozen=True)
+class Part:
+    """The finished shards of one file.
+
+    Attributes:
+        folder: where they lie.
+        shards: entries of the manifest, by name.
+        language: number of the file's language.
+    """
+
+    folder: Path
+    shards: Mapping[str, Mapping[str, Any]]
+    language: int = 0
+
+
 class Cache:
     """Finished shards, memory-mapped: read at random, in memory only what is being read.
 
     Attributes:
-        sentences: N.
-        pieces: number of all pieces.
+        sentences: N, those that are trained on.
+        pieces: number of all their pieces.
+        labelled: which sentences have a target, [N]: those of the labelled text.
+        languages: number of each sentence's language, [N].
         width: R of the representations, 0 where there are none.
     """
 
-    def __init__(self, folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> None:
-        """Open the shards of a manifest, by name."""
-        entries = {name: entry for name, entry in sorted(shards.items()) if entry["pieces"]}
-        self._paths = [folder / name for name in entries]
-        counts = [entry["sentences"] for entry in entries.values()]
-        self._first = np.concatenate([[0], np.cumsum(counts)])  # first sentence of each shard
-        self.sentences = int(self._first[-1])
-        self.pieces = sum(entry["pieces"] for entry in entries.values())
+    def __init__(self, parts: Sequence[Part], hidden: npt.NDArray[np.uint64]) -> None:
+        """Open the shards of some files.
+
+        Args:
+            parts: the files, in order.
+            hidden: fingerprints of sentences that are left out where they have no target.
+
+        Raises:
+            ValueError: there is no piece in any of the sentences.
+        """
         # Each open map holds a file descriptor, of which a process may have 1024 at worst.
         self._map = functools.lru_cache(maxsize=512)(map_shard)
-        first = self._map(self._paths[0]) if self._paths else {}
+        self._paths: list[Path] = []
+        self._kept: list[npt.NDArray[np.intp]] = []  # sentences of each shard
+        lengths = [np.zeros(0, np.int64)]
+        labelled = [np.zeros(0, bool)]
+        languages = [np.zeros(0, np.int16)]
+        for part in parts:
+            here = [hidden]
+            for name, entry in sorted(part.shards.items()):
+                if not entry["pieces"]:
+                    continue
+                shard = self._map(part.folder / name)
+                gold = self._has_target(shard)
+                kept = np.flatnonzero(gold | ~np.isin(shard["fingerprints"], hidden))
+                here.append(shard["fingerprints"][kept])
+                if len(kept):
+                    self._paths.append(part.folder / name)
+                    self._kept.append(kept)
+                    lengths.append(np.diff(shard["cu_seqlens"])[kept])
+                    labelled.append(gold[kept])
+                    languages.append(np.full(len(kept), part.language, np.int16))
+            hidden = np.unique(np.concatenate(here))
+        self.labelled: npt.NDArray[np.bool_] = np.concatenate(labelled)
+        self.languages: npt.NDArray[np.int16] = np.concatenate(languages)
+        counts = [len(kept) for kept in self._kept]
+        self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self.sentences = len(self.labelled)
+        self.pieces = int(np.concatenate(lengths).sum())
+        if not self.pieces:
+            raise ValueError(
+                "train and transfer: the tokeniser makes no piece of any of these words"
+            )
+        first = self._map(self._paths[0])
         self.width = first["representation"].shape[1] if "representation" in first else 0
 
     def locate(self, sentences: npt.NDArray[np.integer]) -> Iterator[tuple[Arrays, int]]:
         """Shard of each sentence, and its number there."""
         homes = np.searchsorted(self._first, sentences, side="right") - 1
         for home, sentence in zip(homes, sentences, strict=True):
-            yield self._map(self._paths[home]), int(sentence - self._first[home])
+            yield self._map(self._paths[home]), int(self._kept[home][sentence - self._first[home]])
 
-    def shards(self) -> Iterator[Arrays]:
-        """The arrays of every shard."""
-        return map(self._map, self._paths)
+    def shards(self) -> Iterator[tuple[Arrays, npt.NDArray[np.intp]]]:
+        """The arrays of every shard, and which of its sentences are trained on."""
+        return zip(map(self._map, self._paths), self._kept, strict=True)
+
+    @staticmethod
+    def _has_target(shard: Arrays) -> npt.NDArray[np.bool_]:
+        # No sentence is empty, which reduceat would not stand.
+        known = shard["targets"] != IGNORED
+        return np.asarray(np.logical_or.reduceat(known, shard["cu_seqlens"][:-1]), bool)
 
     def batch(self, sentences: npt.NDArray[np.integer]) -> Batch:
         """Sentences by number, in the order given."""
@@ -178,28 +240,14 @@ class Cache:
             ),
         )
 
-    def labelled(self) -> npt.NDArray[np.bool_]:
-        """Which sentences have a target, [N]: those of the labelled text."""
-        parts = [np.zeros(0, bool)]
-        for shard in self.shards():
-            # No sentence is empty, which reduceat would not stand.
-            known = shard["targets"] != IGNORED
-            parts.append(np.logical_or.reduceat(known, shard["cu_seqlens"][:-1]))
-        return np.concatenate(parts)
-
-    def languages(self) -> npt.NDArray[np.int16]:
-        """Number of each sentence's language, [N], in the order of ``Texts.languages``."""
-        parts = [np.zeros(0, np.int16)]
-        for shard in self.shards():
-            none = np.zeros(len(shard["cu_seqlens"]) - 1, np.int16)
-            parts.append(shard.get("languages", none))
-        return np.concatenate(parts)
-
     def piece_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """How often each of the teacher's pieces occurs, [vocab_size]."""
         counts = np.zeros(vocab_size, np.int64)
-        for shard in self.shards():
-            counts += np.bincount(shard["ids"], minlength=vocab_size)
+        for shard, kept in self.shards():
+            wanted = np.zeros(len(shard["cu_seqlens"]) - 1, bool)
+            wanted[kept] = True
+            pieces = np.repeat(wanted, np.diff(shard["cu_seqlens"]))
+            counts += np.bincount(shard["ids"][pieces], minlength=vocab_size)
         return counts
 
 
@@ -207,14 +255,14 @@ def build_cache(
     root: Path,
     teacher: Labeller,
     texts: Texts,
-    digests: Sequence[str],
+    files: Sequence[Mapping[str, Any]],
     *,
+    content: Sequence[str] = (),
     max_length: int = 256,
     pieces: Literal["all", "first"] = "all",
     soft: bool = True,
     representation: Representation | None = None,
     batch_pieces: int = 8192,
-    expected: int | None = None,
     progress: bool = True,
     ranks: Ranks | None = None,
 ) -> tuple[Cache, str]:
@@ -224,13 +272,14 @@ def build_cache(
         root: cache folder, made where missing.
         teacher: gives labels, tokeniser and logits.
         texts: sentences; streamed, never all in memory.
-        digests: of the files of ``texts``, in order, and of whatever else decides their content.
+        files: entries of ``run.json``'s ``data`` for the files of ``texts``, those of ``train``
+            before those of ``transfer``.
+        content: what decides their sentences beside their bytes.
         max_length: most pieces of a sentence; longer ones are cut at word borders.
         pieces: which pieces have targets.
         soft: whether the logits are wanted.
         representation: which hidden states are wanted; None for none. Logits come with them.
         batch_pieces: pieces the teacher is given at once.
-        expected: number of sentences, about; lets the bar guess when it will be full.
         progress: show a bar, in pieces.
         ranks: the processes that do it together; this one alone if None.
 
@@ -246,29 +295,25 @@ def build_cache(
     about = {
         "format": _FORMAT,
         "teacher": teacher.digest(),
-        "texts": list(digests),
+        "precision": teacher.precision,
+        "content": list(content),
         "max_length": max_length,
         "pieces": pieces,
         "soft": soft,
     }
-    if texts.languages:
-        about["languages"] = texts.languages
+    ranks = ranks or Ranks()
+    reduce = None
     if representation is not None:
         about["representation"] = dataclasses.asdict(representation)
-    shards = Shards(root, about, ranks)
-    if shards.complete:
-        return Cache(shards.folder, shards.done), shards.key
-    extra: dict[str, Any] = {}
-    reduce = None
     if representation is not None and representation.size:
-        reduce, extra["components"] = shards.ranks.first_goes_ahead(
+        train = [file["digest"] for file in files if file["role"] == "train"]
+        root.mkdir(parents=True, exist_ok=True)
+        path = root / f"components-{digest_of({**about, 'train': train})[:16]}.safetensors"
+        reduce, about["components"] = ranks.first_goes_ahead(
             lambda: stored_components(
-                shards.folder,
-                lambda: _components(teacher, texts, representation, max_length, batch_pieces),
+                path, lambda: _components(teacher, texts, representation, max_length, batch_pieces)
             )
         )
-        if extra["components"] != shards.manifest.get("components"):
-            shards.done.clear()  # shards in other components are of no use beside these
 
     def ask(
         ids: list[npt.NDArray[Any]], bar: Callable[[int], object]
@@ -278,22 +323,55 @@ def build_cache(
         return teacher.outputs(ids, batch_pieces, bar, layer=representation.layer, reduce=reduce)
 
     def label(chunk: list[Sentence], bar: tqdm[Any]) -> Arrays:
-        arrays = _label(teacher, chunk, max_length, pieces, ask if asked else None, bar)
-        order = arrays.pop("order")
-        if texts.languages:
-            arrays["languages"] = _languages(chunk, order, texts.languages)
-        return arrays
+        return _label(teacher, chunk, max_length, pieces, ask if asked else None, bar)
 
     asked = soft or representation is not None
-    shards.fill(
-        texts,
-        label,
-        title="teacher labels" if asked else "pieces",
-        extra=extra,
-        expected=expected,
-        progress=progress,
-    )
-    return Cache(shards.folder, shards.done), shards.key
+    title = "teacher labels" if asked else "pieces"
+    filled = fill_all(root, about, files, texts.streams(), label, title, progress, ranks)
+    numbers = {language: number for number, language in enumerate(texts.languages)}
+    parts = [
+        Part(shards.folder, shards.done, numbers.get(file.get("language", ""), 0))
+        for shards, file in zip(filled, files, strict=True)
+    ]
+    return Cache(parts, texts.hidden()), digest_of([shards.key for shards in filled])
+
+
+def fill_all(
+    root: Path,
+    about: Mapping[str, Any],
+    files: Sequence[Mapping[str, Any]],
+    streams: Sequence[Callable[[], Iterator[Item]]],
+    label: Callable[[list[Item], tqdm[Any]], Arrays],
+    title: str,
+    progress: bool,
+    ranks: Ranks,
+) -> list[Shards]:
+    """Make the shards of each file that are not there yet.
+
+    Args:
+        root: cache folder.
+        about: what the shards of all files depend on.
+        files: entries of ``run.json``'s ``data``.
+        streams: what is in each of them.
+        label: arrays of a shard.
+        title: of the bar, which also names the file.
+        progress: show a bar, in pieces.
+        ranks: the processes that do it together.
+    """
+    filled = []
+    for file, stream in zip(files, streams, strict=True):
+        shards = Shards(root, {**about, "role": file["role"], "file": file["digest"]}, ranks)
+        if not shards.complete:
+            name = "/".join(Path(file["name"]).parts[-2:])
+            shards.fill(
+                stream(),
+                label,
+                title=f"{title}, {name}",
+                expected=file["sentences"],
+                progress=progress,
+            )
+        filled.append(shards)
+    return filled
 
 
 def _label(
@@ -304,9 +382,9 @@ def _label(
     ask: Ask | None,
     bar: tqdm[Any],
 ) -> Arrays:
-    """The arrays of one shard; ``order`` [S] says which of ``sentences`` each run is of."""
+    """The arrays of one shard."""
     parts: list[tuple[npt.NDArray[Any], ...]] = []  # ids, first, targets of each run
-    order: list[int] = []
+    order: list[int] = []  # which of ``sentences`` each run is of
     # Sentences of words and sentences of text are tokenised in different ways.
     worded = [i for i, s in enumerate(sentences) if s.words is not None]
     running = [i for i, s in enumerate(sentences) if s.words is None]
@@ -349,18 +427,8 @@ def _label(
         "targets": np.concatenate([*(part[2] for part in parts), empty]).astype(np.int16),
         "logits": logits,
         **({} if hidden is None else {"representation": hidden}),
-        "order": np.array(order, np.int64),
+        "fingerprints": fingerprints(sentences)[np.array(order, np.intp)],
     }
-
-
-def _languages(
-    sentences: Sequence[Sentence], order: npt.NDArray[Any], names: Sequence[str]
-) -> npt.NDArray[np.int16]:
-    """Number of the language of each run of a shard."""
-    number = {name: i for i, name in enumerate(names)}
-    each = np.array([number[sentence.language] for sentence in sentences], np.int16)
-    runs_of: npt.NDArray[np.int16] = each[order]
-    return runs_of
 
 
 def half(name: str, parts: Sequence[Float32Array]) -> npt.NDArray[np.float16]:

@@ -202,7 +202,9 @@ class ClassificationJob:
             *(documents.describe("dev") for documents in self.dev),
             *self.texts.describe(),
         ]
-        self.teacher = DocumentTeacher.from_pretrained(config.teacher)
+        self.teacher = DocumentTeacher.from_pretrained(
+            config.teacher, precision=config.teacher_precision
+        )
         for documents in (*train, *self.dev):
             if unknown := sorted(documents.classes - set(self.teacher.labels)):
                 raise ValueError(
@@ -222,13 +224,12 @@ class ClassificationJob:
             root,
             self.teacher,
             self.texts,
-            [f"{entry['role']} {entry['digest']}" for entry in self.data]
-            + [str(self.label_map), str(len(self.texts.dev))],
+            [entry for entry in self.data if entry["role"] != "dev"],
+            content=[] if self.label_map is None else [str(self.label_map)],
             max_length=config.max_length,
             soft=config.soft,
             layer=self._layer,
             batch_pieces=config.batch_pieces,
-            expected=sum(int(e["sentences"]) for e in self.data if e["role"] != "dev"),
             progress=config.progress,
             ranks=ranks,
         )

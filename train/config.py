@@ -17,6 +17,7 @@ from xdistil_fast.train.schedules import LOSSES, SCHEDULES, Stage
 PathLike: TypeAlias = "str | Path"
 
 TASKS = ("tagging", "classification")
+TEACHER_PRECISIONS = ("auto", "float32", "bfloat16")
 HEADS = ("softmax", "crf")
 _POOLING = "max"
 DECAYS = ("cosine", "linear")
@@ -45,6 +46,8 @@ class DistillConfig:
             mean over these.
         output: the student's folder; must not exist.
         transfer: unlabelled files: soft loss.
+        teacher_precision: the teacher is asked in: ``float32``, ``bfloat16``, or ``auto``: the
+            latter on a GPU.
         label_map: entity types renamed (or dropped, None) in ``train`` and ``dev``.
         task: ``tagging`` of words, or ``classification`` of texts; of the latter ``train`` and
             ``dev`` are read by :mod:`~xdistil_fast.train.documents`, and a line of ``transfer``
@@ -110,6 +113,7 @@ class DistillConfig:
     dev: tuple[str, ...]
     output: str
     transfer: tuple[str, ...] = ()
+    teacher_precision: str = "auto"
     label_map: Mapping[str, str | None] | None = None
     task: str = "tagging"
     pooling: str = _POOLING
@@ -182,6 +186,7 @@ class DistillConfig:
             object.__setattr__(self, "label_map", dict(self.label_map))
         parse_size(self.student)
         _one_of("task", self.task, TASKS)
+        _one_of("teacher_precision", self.teacher_precision, TEACHER_PRECISIONS)
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("head", self.head, HEADS)
         _one_of("pieces", self.pieces, ("all", "first"))

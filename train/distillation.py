@@ -150,7 +150,7 @@ class TaggingJob:
             *(corpus.describe("dev") for corpus in self.dev),
             *self.texts.describe(),
         ]
-        self.teacher = Teacher.from_pretrained(config.teacher)
+        self.teacher = Teacher.from_pretrained(config.teacher, precision=config.teacher_precision)
         check_labels(self.teacher.labels, train, self.dev)
         if rates := parse_augmentation(config.augment):
             mask = getattr(self.teacher.hf_tokenizer, "mask_token", None)
@@ -166,25 +166,25 @@ class TaggingJob:
             root,
             self.teacher,
             self.texts,
-            self._content(),
+            [entry for entry in self.data if entry["role"] != "dev"],
+            content=self._content(),
             max_length=config.max_length,
             pieces=config.pieces,
             soft=config.soft,
             representation=self._representation,
             batch_pieces=config.batch_pieces,
-            expected=sum(int(e["sentences"]) for e in self.data if e["role"] != "dev"),
             progress=config.progress,
             ranks=ranks,
         )
 
     def _content(self) -> list[str]:
-        """All that decides what the texts hold, for the key of the cache."""
-        content = [f"{entry['role']} {entry['digest']}" for entry in self.data]
-        content += [str(self.label_map), str(len(self.texts.dev))]
-        if self.texts.languages:
-            content += [str(entry.get("language", "")) for entry in self.data]
+        """What decides the sentences of a file beside its bytes, for the key of the cache."""
+        content = [] if self.label_map is None else [str(self.label_map)]
         if self.config.augment:
+            # Copies are made with what the labelled files mention.
             content += [self.config.augment, str(self.config.seed)]
+            content += [str(e["digest"]) for e in self.data if e["role"] == "train"]
+            content += [str(entry.get("language", "")) for entry in self.data]
         return content
 
     def task(self, vocabulary: Vocabulary, cache: Cache) -> Tagging:

@@ -1,4 +1,4 @@
-"""A teacher's outputs on texts, for text classification; files as in `train/cache.py`.
+"""A teacher's outputs on texts, for text classification; folders as in `train/cache.py`.
 
 A text of more than ``max_length`` pieces is cut at word borders and goes on as a further text with
 the same class, so each is a row here. A shard of S texts and P pieces:
@@ -9,11 +9,13 @@ the same class, so each is a row here. A shard of S texts and P pieces:
     logits      [S, C] float16 the teacher's; C = 0 where only the labels are trained on
     representation  [S, D] float16  of a hidden layer at the first token ([CLS]); not there where
         none is asked for
+    fingerprints  [S] uint64   of the text, or of that which it was cut from
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +25,16 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from xdistil_fast.train.alignment import IGNORED, align_text, split_points
-from xdistil_fast.train.cache import (
-    Batch,
-    Cache,
-    half,
-)
+from xdistil_fast.train.cache import Batch, Cache, Part, fill_all, half
 from xdistil_fast.train.corpora import Sentence, detect_format, read_transfer
 from xdistil_fast.train.distributed import Ranks
 from xdistil_fast.train.document_teacher import DocumentTeacher
 from xdistil_fast.train.documents import Documents
 from xdistil_fast.train.representation import Components, FloatArray, principal_components
-from xdistil_fast.train.shards import Arrays, Shards
-from xdistil_fast.train.texts import Texts, fingerprint
+from xdistil_fast.train.shards import Arrays, digest_of
+from xdistil_fast.train.texts import Texts, fingerprints, first_ones
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -64,19 +62,26 @@ class LabelledTexts:
                     "line, JSON lines or Parquet with text"
                 )
 
-    def __iter__(self) -> Iterator[tuple[str, str | None]]:
-        seen = {
-            fingerprint(Sentence(text=text))
-            for documents in (*self.dev, *self.train)
-            for text in documents.texts
-        }
-        for documents in self.train:
-            yield from zip(documents.texts, documents.labels, strict=True)
-        for sentence in read_transfer(self.transfer):
-            mark = fingerprint(sentence)
-            if mark not in seen:
-                seen.add(mark)
+    def streams(self) -> list[Callable[[], Iterator[tuple[str, str | None]]]]:
+        """The texts of each file with their classes: of ``train``, then ``transfer``."""
+
+        def labelled(documents: Documents) -> Iterator[tuple[str, str | None]]:
+            return zip(documents.texts, documents.labels, strict=True)
+
+        def unlabelled(path: str) -> Iterator[tuple[str, str | None]]:
+            for sentence in first_ones(read_transfer([path]), set()):
                 yield sentence.text or " ".join(sentence.words or ()), None
+
+        return [
+            *(functools.partial(labelled, documents) for documents in self.train),
+            *(functools.partial(unlabelled, path) for path in self.transfer),
+        ]
+
+    def hidden(self) -> npt.NDArray[np.uint64]:
+        """Fingerprints of the texts that the transfer text must not show: dev's and train's."""
+        return _fingerprints(
+            text for documents in (*self.dev, *self.train) for text in documents.texts
+        )
 
     def describe(self) -> list[dict[str, Any]]:
         """Read all transfer text once; entries of ``run.json``'s ``data`` for its files."""
@@ -116,10 +121,9 @@ class DocumentCache(Cache):
             representation=states,
         )
 
-    def labelled(self) -> npt.NDArray[np.bool_]:
-        """Which texts have a class, [N]."""
-        parts = [shard["targets"] != IGNORED for shard in self.shards()]
-        return np.concatenate([np.zeros(0, bool), *parts])
+    @staticmethod
+    def _has_target(shard: Arrays) -> npt.NDArray[np.bool_]:
+        return np.asarray(shard["targets"] != IGNORED)
 
     def reduce(self, size: int) -> None:
         """Give representations in ``size`` principal components from now on.
@@ -129,8 +133,8 @@ class DocumentCache(Cache):
         """
 
         def states(add: Callable[[FloatArray], FloatArray]) -> None:
-            for shard in self.shards():
-                add(shard["representation"].astype(np.float32))
+            for shard, kept in self.shards():
+                add(shard["representation"][kept].astype(np.float32))
 
         self.components = principal_components(states, size)
         self.width = size
@@ -140,13 +144,13 @@ def build_document_cache(
     root: Path,
     teacher: DocumentTeacher,
     texts: LabelledTexts,
-    digests: Sequence[str],
+    files: Sequence[Mapping[str, Any]],
     *,
+    content: Sequence[str] = (),
     max_length: int = 256,
     soft: bool = True,
     layer: int | None = None,
     batch_pieces: int = 8192,
-    expected: int | None = None,
     progress: bool = True,
     ranks: Ranks | None = None,
 ) -> tuple[DocumentCache, str]:
@@ -156,12 +160,13 @@ def build_document_cache(
         root: cache folder, made where missing.
         teacher: gives labels, tokeniser and logits.
         texts: streamed, never all in memory.
-        digests: of the files of ``texts``, in order, and of whatever else decides their content.
+        files: entries of ``run.json``'s ``data`` for the files of ``texts``, those of ``train``
+            before those of ``transfer``.
+        content: what decides their texts beside their bytes.
         max_length: most pieces of a text; longer ones are cut at word borders.
         soft: whether the logits are wanted.
         layer: of the hidden states that are wanted, from 1; None for none.
         batch_pieces: pieces the teacher is given at once.
-        expected: number of texts, about.
         progress: show a bar, in pieces.
         ranks: the processes that do it together; this one alone if None.
 
@@ -177,29 +182,37 @@ def build_document_cache(
         "format": _FORMAT,
         "task": "classification",
         "teacher": teacher.digest(),
-        "texts": list(digests),
+        "precision": teacher.precision,
+        "content": list(content),
         "max_length": max_length,
         "soft": soft,
         "layer": layer,
     }
-    shards = Shards(root, about, ranks)
-    if not shards.complete:
-        asked = soft or layer is not None
-        index = {label: number for number, label in enumerate(teacher.labels)}
+    asked = soft or layer is not None
+    index = {label: number for number, label in enumerate(teacher.labels)}
 
-        def label(chunk: list[tuple[str, str | None]], bar: tqdm[Any]) -> Arrays:
-            aligned = align_text(teacher.tokenizer, [text for text, _ in chunk])
-            ids: list[npt.NDArray[np.int32]] = []
-            targets: list[int] = []
-            for number, (_, name) in enumerate(chunk):
-                for start, stop in split_points(aligned, number, max_length):
-                    ids.append(aligned.ids[start:stop])
-                    targets.append(IGNORED if name is None else index[name])
-            return _arrays(ids, targets, teacher if asked else None, layer, batch_pieces, bar)
+    def label(chunk: list[tuple[str, str | None]], bar: tqdm[Any]) -> Arrays:
+        aligned = align_text(teacher.tokenizer, [text for text, _ in chunk])
+        marks = _fingerprints(text for text, _ in chunk)
+        ids: list[npt.NDArray[np.int32]] = []
+        targets: list[int] = []
+        order: list[int] = []
+        for number, (_, name) in enumerate(chunk):
+            for start, stop in split_points(aligned, number, max_length):
+                ids.append(aligned.ids[start:stop])
+                targets.append(IGNORED if name is None else index[name])
+                order.append(number)
+        arrays = _arrays(ids, targets, teacher if asked else None, layer, batch_pieces, bar)
+        return {**arrays, "fingerprints": marks[np.array(order, np.intp)]}
 
-        title = "teacher labels" if asked else "pieces"
-        shards.fill(texts, label, title=title, expected=expected, progress=progress)
-    return DocumentCache(shards.folder, shards.done), shards.key
+    title = "teacher labels" if asked else "pieces"
+    filled = fill_all(root, about, files, texts.streams(), label, title, progress, ranks or Ranks())
+    cache = DocumentCache([Part(s.folder, s.done) for s in filled], texts.hidden())
+    return cache, digest_of([shards.key for shards in filled])
+
+
+def _fingerprints(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
+    return fingerprints(Sentence(text=text) for text in texts)
 
 
 def _arrays(

@@ -125,13 +125,7 @@ class DocumentTeacher(Teacher):
     def _forward_documents(
         self, pieces: Sequence[npt.NDArray[np.int64]], layer: int | None
     ) -> tuple[FloatArray, FloatArray]:
-        input_ids, mask = self.collate(pieces)
-        with torch.inference_mode():
-            output = self.model(
-                input_ids=torch.from_numpy(input_ids).to(self.device),
-                attention_mask=torch.from_numpy(mask).to(self.device),
-                output_hidden_states=layer is not None,
-            )
+        output = self.forward(pieces, layer)
         logits = output.logits.to("cpu", torch.float32).numpy()
         if layer is None:
             return logits, np.zeros((len(pieces), 0), np.float32)

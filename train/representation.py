@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 
-COMPONENTS_FILE = "components.safetensors"
 SAMPLE_SENTENCES = 1024
 
 
@@ -104,8 +103,8 @@ def principal_components(
     return Components(mean.astype(np.float32), directions.astype(np.float32))
 
 
-def stored_components(folder: Path, find: Callable[[], Components]) -> tuple[Components, str]:
-    """Components of a cache folder, found and stored where there are none that can be read.
+def stored_components(path: Path, find: Callable[[], Components]) -> tuple[Components, str]:
+    """Components of a file, found and stored where there are none that can be read.
 
     Returns:
         The components and the SHA-256 of their file.
@@ -113,7 +112,6 @@ def stored_components(folder: Path, find: Callable[[], Components]) -> tuple[Com
     Raises:
         OSError: they cannot be stored.
     """
-    path = folder / COMPONENTS_FILE
     try:
         blob = path.read_bytes()
         found = Components(**load(blob))

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,7 +32,6 @@ class Shards:
     Attributes:
         key: SHA-256 of what the shards depend on.
         folder: where they lie.
-        manifest: content of the manifests that were found.
         done: entries of the shards that are finished and intact, by name.
         complete: whether these are all.
         ranks: the processes that make them.
@@ -49,17 +47,17 @@ class Shards:
         """
         self.ranks = ranks or Ranks()
         about = {**about, "shard_sentences": SHARD_SENTENCES}
-        self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        self.key = digest_of(about)
         self.folder = root / self.key[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.manifest = _read_manifests(self.folder)
+        manifest = _read_manifests(self.folder)
         self._about = about
-        found: dict[str, dict[str, Any]] = self.manifest["shards"]
+        found: dict[str, dict[str, Any]] = manifest["shards"]
         self.done = {
             name: entry for name, entry in found.items() if _intact(self.folder / name, entry)
         }
         self.ranks.wait()  # all have read before anybody writes
-        self.complete = bool(self.manifest.get("complete")) and len(self.done) == len(found)
+        self.complete = bool(manifest.get("complete")) and len(self.done) == len(found)
         if damaged := sorted(found.keys() - self.done.keys()):
             tqdm.write(f"{self.folder}: damaged, made anew: {', '.join(damaged)}", file=sys.stderr)
 
@@ -69,7 +67,6 @@ class Shards:
         label: Callable[[list[T], tqdm[Any]], Arrays],
         *,
         title: str,
-        extra: Mapping[str, Any] = MappingProxyType({}),
         expected: int | None = None,
         progress: bool = True,
     ) -> None:
@@ -79,15 +76,15 @@ class Shards:
             items: sentences or texts; streamed.
             label: arrays of a shard from its items; moves the bar on by their pieces.
             title: of the bar.
-            extra: further entries of the manifest.
             expected: number of items, about; lets the bar guess when it will be full.
             progress: show a bar, in pieces.
 
         Raises:
-            ValueError: there is no piece in any of the items.
             OSError: a full disk, say; what is finished stays.
         """
-        ranks, entry = self.ranks, {"about": self._about, **extra}
+        ranks, entry = self.ranks, {"about": self._about}
+        # Files are small against the number of ranks now and then: not always the first one's turn.
+        turn = int(self.key[:8], 16)
         # Where several work, each writes down what was there before as well: nothing is lost when
         # one manifest replaces another.
         own_manifest = self.folder / (
@@ -106,7 +103,7 @@ class Shards:
                 name = f"shard-{number:05d}.safetensors"
                 if name in self.done:
                     bar.update(self.done[name]["pieces"])
-                elif number % ranks.size == ranks.rank:
+                elif (turn + number) % ranks.size == ranks.rank:
                     self.done[name] = _write_shard(self.folder / name, label(chunk, bar))
                     self.done = dict(sorted(self.done.items()))
                     runs.write_json(own_manifest, {**entry, "shards": self.done})
@@ -119,16 +116,17 @@ class Shards:
         if ranks.size > 1:
             self.done = _read_manifests(self.folder)["shards"]
         ranks.wait()
-        if not sum(shard["pieces"] for shard in self.done.values()):
-            raise ValueError(
-                "train and transfer: the tokeniser makes no piece of any of these words"
-            )
         if ranks.first:
             whole = {**entry, "complete": True, "shards": self.done}
             runs.write_json(self.folder / MANIFEST, whole)
             for file in self.folder.glob("manifest-*.json"):
                 file.unlink()
         ranks.wait()
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 of plain JSON values, in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -165,7 +163,7 @@ def _write_shard(path: Path, arrays: Arrays) -> dict[str, Any]:
 def _read_manifests(folder: Path) -> dict[str, Any]:
     """All manifests as one; one that is missing or damaged counts as empty.
 
-    What it would have named is made anew, as are shards in other components than the first one's.
+    What it would have named is made anew.
     """
     merged: dict[str, Any] = {"shards": {}}
     for path in [folder / MANIFEST, *sorted(folder.glob("manifest-*.json"))]:
@@ -174,11 +172,8 @@ def _read_manifests(folder: Path) -> dict[str, Any]:
             shards = dict(manifest.get("shards", {}))
         except (FileNotFoundError, ValueError, AttributeError, TypeError):
             continue
-        if manifest.get("components") == merged.setdefault(
-            "components", manifest.get("components")
-        ):
-            merged["shards"] |= shards
-            merged["complete"] = merged.get("complete") or manifest.get("complete")
+        merged["shards"] |= shards
+        merged["complete"] = merged.get("complete") or manifest.get("complete")
     return {**merged, "shards": dict(sorted(merged["shards"].items()))}
 
 
@@ -195,7 +190,7 @@ def map_shard(path: Path) -> Arrays:
     mapped = np.memmap(path, np.uint8, "r")
     begin = 8 + int(mapped[:8].view("<u8")[0])
     header = json.loads(mapped[8:begin].tobytes())
-    types = {"I32": "<i4", "I16": "<i2", "U8": "u1", "F16": "<f2"}
+    types = {"U64": "<u8", "I32": "<i4", "I16": "<i2", "U8": "u1", "F16": "<f2"}
     return {
         name: mapped[begin + entry["data_offsets"][0] : begin + entry["data_offsets"][1]]
         .view(types[entry["dtype"]])

@@ -1,12 +1,15 @@
-"""The sentences of a run as one stream: labelled files, transfer text, changed copies."""
+"""The sentences of a run, file by file: labelled files, transfer text, changed copies."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from xdistil_fast.model_io import file_digest
 from xdistil_fast.train import runs
@@ -23,15 +26,15 @@ from xdistil_fast.train.corpora import (
 class Texts:
     """The sentences of a run: all of ``train``, then the transfer text.
 
-    A transfer sentence that came before, in ``train`` or in the transfer text, is left out, and so
-    is one of ``dev``. Sentences are compared without white space, so that running text equals its
-    tokenised form.
+    A transfer sentence that came before, in ``train`` or in the transfer text, is not trained on,
+    and neither is one of ``dev``. Sentences are compared by their :func:`fingerprint`. The teacher
+    labels each file for itself: only what a file repeats is left out of its stream.
 
     Attributes:
         train: labelled files.
         dev: labelled files whose sentences the transfer text must not show.
         transfer: paths of unlabelled files, perhaps with languages (``de=FILE``).
-        augmenter: makes what adds changed copies behind each sentence, anew for each pass.
+        augmenter: makes what adds changed copies behind each sentence, anew for each file.
     """
 
     train: tuple[Corpus, ...]
@@ -39,22 +42,34 @@ class Texts:
     transfer: tuple[str, ...] = ()
     augmenter: Callable[[], Augmenter] | None = None
 
-    def __iter__(self) -> Iterator[Sentence]:
-        seen = {fingerprint(s) for corpus in (*self.dev, *self.train) for s in corpus.sentences}
+    def streams(self) -> list[Callable[[], Iterator[Sentence]]]:
+        """The sentences of each file with their changed copies: of ``train``, then ``transfer``.
+
+        Of unlabelled sentences that are the same the first is there.
+        """
+
+        def labelled(corpus: Corpus) -> Iterator[Sentence]:
+            return self._with_copies(corpus.sentences, set(map(fingerprint, corpus.sentences)))
+
+        def unlabelled(path: str) -> Iterator[Sentence]:
+            seen: set[int] = set()
+            return self._with_copies(first_ones(read_transfer([path]), seen), seen)
+
+        return [
+            *(functools.partial(labelled, corpus) for corpus in self.train),
+            *(functools.partial(unlabelled, path) for path in self.transfer),
+        ]
+
+    def _with_copies(self, sentences: Iterable[Sentence], seen: set[int]) -> Iterator[Sentence]:
         augmenter = None if self.augmenter is None else self.augmenter()
-
-        def new(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
-            for sentence in sentences:
-                mark = fingerprint(sentence)
-                if mark not in seen:
-                    seen.add(mark)
-                    yield sentence
-
-        labelled = (sentence for corpus in self.train for sentence in corpus.sentences)
-        for sentence in itertools.chain(labelled, new(read_transfer(self.transfer))):
+        for sentence in sentences:
             yield sentence
             if augmenter is not None:
-                yield from new(augmenter.copies(sentence))
+                yield from first_ones(augmenter.copies(sentence), seen)
+
+    def hidden(self) -> npt.NDArray[np.uint64]:
+        """Fingerprints of the sentences that the transfer text must not show: dev's and train's."""
+        return fingerprints(s for corpus in (*self.dev, *self.train) for s in corpus.sentences)
 
     @property
     def languages(self) -> list[str]:
@@ -89,8 +104,22 @@ class Texts:
         return entries
 
 
+def first_ones(sentences: Iterable[Sentence], seen: set[int]) -> Iterator[Sentence]:
+    """Sentences whose fingerprint is not among those seen, to which it is added."""
+    for sentence in sentences:
+        mark = fingerprint(sentence)
+        if mark not in seen:
+            seen.add(mark)
+            yield sentence
+
+
+def fingerprints(sentences: Iterable[Sentence]) -> npt.NDArray[np.uint64]:
+    """Fingerprint of each sentence."""
+    return np.fromiter(map(fingerprint, sentences), np.uint64)
+
+
 def fingerprint(sentence: Sentence) -> int:
-    """64 bits of a hash: a set of them costs a tenth of the texts."""
+    """64 bits of a hash of a sentence without white space: running text equals its words."""
     joined = "".join(sentence.words or (sentence.text or "").split())
     joined = "".join(joined.split())
     return int.from_bytes(hashlib.blake2b(joined.encode(), digest_size=8).digest(), "little")

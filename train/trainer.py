@@ -119,7 +119,7 @@ class Trainer:
             for stage in config.stages
             for fit in fits_of(stage, layers_of(config.weights(stage)))
         ]
-        self.labelled = cache.labelled()
+        self.labelled = cache.labelled
         self.sentences = [self._split(fit.stage) for fit in self.fits]
         # Position: fits finished, epochs finished of the one that goes on, steps of the epoch.
         self.fit = self.epoch = self.step = 0
@@ -338,7 +338,7 @@ class Trainer:
         sentences = self.sentences[self.fit][0]
         count = self.labelled_per_batch
         if self.config.language_sampling != 1:
-            languages = self.cache.languages()[sentences]
+            languages = self.cache.languages[sentences]
             return sentences[epoch_order(languages, self.config.language_sampling, generator)]
         if not count:
             return sentences[generator.permutation(len(sentences))]

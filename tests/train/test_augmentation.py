@@ -136,8 +136,8 @@ def test_texts_stream_copies_and_drop_known_ones(corpus: Corpus, tmp_path: Path)
         transfer=(str(tmp_path / "raw.txt"),),
         augmenter=lambda: Augmenter(rates, [corpus], 0),
     )
-    rows = list(texts)
-    assert rows == list(texts)
+    rows = [row for stream in texts.streams() for row in stream()]
+    assert rows == [row for stream in texts.streams() for row in stream()]
     assert [row for row in rows if row.tags] == list(corpus.sentences)
     joined = ["".join(row.words or (row.text or "").split()) for row in rows]
     assert len(joined) == len(set(joined))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ class FakeTeacher:
     def __init__(self, fail_after: int = 1_000_000) -> None:
         self.labels = LABELS
         self.max_pieces = 100
+        self.precision = "float32"
         self.asked: list[int] = []
         self.fail_after = fail_after
         self.tokenizer = tokenizers.Tokenizer(
@@ -97,8 +97,22 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xdistil_fast.train.shards.SHARD_SENTENCES", 4)
 
 
+def label(root: Path, teacher: FakeTeacher, texts: Texts, **more: Any) -> tuple[Cache, str]:
+    files = [*(corpus.describe("train") for corpus in texts.train), *texts.describe()]
+    return build_cache(root, teacher, texts, files, progress=False, **more)
+
+
 def build(root: Path, teacher: FakeTeacher, texts: Texts, **more: Any) -> Cache:
-    return build_cache(root, teacher, texts, ["a"], progress=False, **more)[0]
+    return label(root, teacher, texts, **more)[0]
+
+
+def sentences_of(cache: Cache) -> list[str]:
+    """The sentences of a cache, spelled by their pieces."""
+    batch = cache.batch(np.arange(cache.sentences))
+    return [
+        " ".join(PIECES[i] for i in batch.ids[a:b])
+        for a, b in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)
+    ]
 
 
 def bytes_of(root: Path) -> dict[str, bytes]:
@@ -109,7 +123,7 @@ def test_batches_hold_what_the_teacher_said(tmp_path: Path, texts: Texts) -> Non
     teacher = FakeTeacher()
     cache = build(tmp_path / "c", teacher, texts)
     assert cache.sentences == 2 + 9 + 1
-    assert teacher.asked == [4, 4, 4]
+    assert teacher.asked == [2, 4, 4, 1, 1]  # a file at a time
     batch = cache.batch(np.array([11, 0, 5, 0]))
     assert batch.cu_seqlens[-1] == len(batch.ids) == len(batch.logits)
     for row in range(4):
@@ -172,21 +186,21 @@ def test_reduced_states_are_cached(tmp_path: Path, texts: Texts) -> None:
     teacher = FakeTeacher()
     cache = build(tmp_path / "c", teacher, texts, representation=Representation(2, 3))
     batch = cache.batch(np.arange(cache.sentences))
-    (file,) = tmp_path.rglob("components.safetensors")
+    (file,) = tmp_path.rglob("components-*.safetensors")
     stored = load_file(file)
     expected = (teacher.states(batch.ids, 2) - stored["mean"]) @ stored["directions"]
     np.testing.assert_allclose(batch.representation, expected, rtol=2e-3, atol=2e-3)
-    assert teacher.asked == [2, 4, 4, 4]  # the components come from the labelled sentences
+    assert teacher.asked == [2, 2, 4, 4, 1, 1]  # components come from the labelled sentences
 
 
-@pytest.mark.parametrize("calls", [0, 1, 2, 3])
+@pytest.mark.parametrize("calls", [0, 1, 2, 4, 5])
 def test_stopped_run_with_states_goes_on(tmp_path: Path, texts: Texts, calls: int) -> None:
     wanted = Representation(2, 3)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "c", FakeTeacher(fail_after=calls), texts, representation=wanted)
     second = FakeTeacher()
     build(tmp_path / "c", second, texts, representation=wanted)
-    assert len(second.asked) == 4 - calls
+    assert len(second.asked) == 6 - calls
     build(tmp_path / "whole", FakeTeacher(), texts, representation=wanted)
     assert bytes_of(tmp_path / "c") == bytes_of(tmp_path / "whole")
 
@@ -197,42 +211,54 @@ def test_lost_components_take_shards_in_others_with_them(
 ) -> None:
     root, wanted = tmp_path / "c", Representation(2, 3)
     with pytest.raises(KeyboardInterrupt):
-        build(root, FakeTeacher(fail_after=3), texts, representation=wanted)
-    (file,) = root.rglob("components.safetensors")
+        build(root, FakeTeacher(fail_after=4), texts, representation=wanted)
+    (file,) = root.rglob("components-*.safetensors")
     file.unlink()
     second = FakeTeacher()
     if not same:  # say, sums in another order on another machine
         real = second.states
         second.states = lambda ids, layer: 1.1 * real(ids, layer)  # type: ignore[method-assign]
     build(root, second, texts, representation=wanted)
-    assert len(second.asked) == (2 if same else 4)
+    assert len(second.asked) == (3 if same else 6)
 
 
-def test_keys_of_caches_without_states_are_as_they_were(tmp_path: Path, texts: Texts) -> None:
-    _, key = build_cache(tmp_path, FakeTeacher(), texts, ["a"], progress=False)
-    about = {
-        "format": 1, "teacher": "fake", "texts": ["a"], "max_length": 100, "pieces": "all",
-        "soft": True, "shard_sentences": 4,
-    }  # fmt: skip
-    assert key == hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    (manifest,) = tmp_path.rglob("manifest.json")
-    assert list(json.loads(manifest.read_text("utf-8"))) == ["about", "complete", "shards"]
-    assert not list(tmp_path.rglob("components*"))
+def test_a_file_of_labels_is_shared(tmp_path: Path, texts: Texts) -> None:
+    """A further file, other dev sentences: what was labelled stays."""
+    build(tmp_path / "c", FakeTeacher(), texts)
+    (tmp_path / "new.txt").write_text("the ship is there\nthe fleet\n", encoding="utf-8")
+    more = Texts(texts.train, (), (str(tmp_path / "new.txt"), *texts.transfer))
+    second = FakeTeacher()
+    cache = build(tmp_path / "c", second, more)
+    assert second.asked == [2]
+    # "the fleet" is in more.conll as well, and is the new file's.
+    assert cache.sentences == 12 + 2 - 1
+    assert sentences_of(cache)[2:4] == ["the ship is there", "the fleet"]
+    batch = cache.batch(np.arange(cache.sentences))
+    np.testing.assert_array_equal(cache.piece_counts(30), np.bincount(batch.ids, minlength=30))
+    assert cache.pieces == len(batch.ids)
+
+
+def test_precisions_have_their_own_shards(tmp_path: Path, texts: Texts) -> None:
+    build(tmp_path, FakeTeacher(), texts)
+    narrow = FakeTeacher()
+    narrow.precision = "bfloat16"
+    build(tmp_path, narrow, texts)
+    assert len(narrow.asked) == 5
 
 
 def test_labelled_sentences_are_known(tmp_path: Path, texts: Texts) -> None:
     for pieces in ("all", "first"):
         cache = build(tmp_path / "c", FakeTeacher(), texts, pieces=pieces)
-        assert cache.labelled().tolist() == [True] * 2 + [False] * 10
+        assert cache.labelled.tolist() == [True] * 2 + [False] * 10
 
 
-@pytest.mark.parametrize("calls", [0, 1, 2])
+@pytest.mark.parametrize("calls", [0, 1, 2, 4])
 def test_stopped_run_goes_on(tmp_path: Path, texts: Texts, calls: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "c", FakeTeacher(fail_after=calls), texts)
     second = FakeTeacher()
     build(tmp_path / "c", second, texts)
-    assert len(second.asked) == 3 - calls
+    assert len(second.asked) == 5 - calls
     build(tmp_path / "whole", FakeTeacher(), texts)
     assert bytes_of(tmp_path / "c") == bytes_of(tmp_path / "whole")
 
@@ -256,7 +282,7 @@ def test_damage_is_found_and_mended(
         shard.unlink()
     else:
         shard.with_name("manifest.json").write_text("{" * (damage == "manifest"), encoding="utf-8")
-        asked = 3
+        asked = 3  # all of its file
     second = FakeTeacher()
     build(root, second, texts)
     assert len(second.asked) == asked
@@ -272,7 +298,7 @@ def test_full_disk_keeps_what_is_finished(
 
     def fsync(fd: int) -> None:
         calls.append(fd)
-        if len(calls) > 2:  # first shard, its manifest, then the disk is full
+        if len(calls) > 3:  # a shard, its manifest twice, then the disk is full
             raise OSError(28, "No space left on device")
         real(fd)
 
@@ -281,10 +307,11 @@ def test_full_disk_keeps_what_is_finished(
         build(tmp_path / "c", teacher, texts)
     names = sorted(p.name for p in (tmp_path / "c").rglob("*.*"))
     assert names == ["manifest.json", "shard-00000.safetensors"]
+    assert teacher.asked == [2, 4]
     monkeypatch.setattr(shards.os, "fsync", real)
     second = FakeTeacher()
     build(tmp_path / "c", second, texts)
-    assert len(second.asked) == 2
+    assert len(second.asked) == 4
 
 
 @pytest.mark.parametrize(
@@ -300,19 +327,19 @@ def test_other_settings_have_their_own_shards(
     tmp_path: Path, texts: Texts, more: dict[str, Any]
 ) -> None:
     root = tmp_path / "c"
-    _, key = build_cache(root, FakeTeacher(), texts, ["a"], progress=False)
+    _, key = label(root, FakeTeacher(), texts)
     before = bytes_of(root)
-    _, other = build_cache(root, FakeTeacher(), texts, ["a"], progress=False, **more)
+    _, other = label(root, FakeTeacher(), texts, **more)
     assert other != key
     assert before.items() <= bytes_of(root).items()
 
 
-def test_other_texts_have_their_own_shards(tmp_path: Path, texts: Texts) -> None:
-    _, key = build_cache(tmp_path, FakeTeacher(), texts, ["a"], progress=False)
-    _, other = build_cache(tmp_path, FakeTeacher(), texts, ["b"], progress=False)
+def test_other_content_has_its_own_shards(tmp_path: Path, texts: Texts) -> None:
+    _, key = label(tmp_path, FakeTeacher(), texts)
+    _, other = label(tmp_path, FakeTeacher(), texts, content=["b"])
     assert key != other
-    about = json.loads((tmp_path / key[:16] / "manifest.json").read_text("utf-8"))["about"]
-    assert about["teacher"] == "fake"
+    abouts = [json.loads(p.read_text("utf-8"))["about"] for p in tmp_path.rglob("manifest.json")]
+    assert sorted(a["content"] for a in abouts) == [[]] * 3 + [["b"]] * 3
 
 
 def test_repeated_and_dev_sentences_are_left_out(tmp_path: Path) -> None:
@@ -325,11 +352,14 @@ def test_repeated_and_dev_sentences_are_left_out(tmp_path: Path) -> None:
     train = (read_labelled(tmp_path / "train.conll"),)
     dev = (read_labelled(tmp_path / "dev.conll"),)
     raw = (str(tmp_path / "raw.txt"),)
-    found = [s.text for s in Texts(train, dev, raw) if s.text]
-    assert found == ["the fleet", "the ship"]
-    assert [s.text for s in Texts(train, (), raw) if s.text] == ["Norvell is back", *found]
+    found = sentences_of(build(tmp_path / "c", FakeTeacher(), Texts(train, dev, raw)))
     # Labelled sentences stay, however often they come.
-    assert sum(s.tags is not None for s in Texts(train, train, raw)) == 4
+    assert found[4:] == ["the fleet", "the ship"]
+    assert found[:2] == found[2:4]
+    shown = sentences_of(build(tmp_path / "c", FakeTeacher(), Texts(train, (), raw)))
+    assert shown == [*found[:4], "nor ##vell is back", *found[4:]]
+    again = Texts(train, train, raw)
+    assert sentences_of(build(tmp_path / "c", FakeTeacher(), again)) == shown
     (entry,) = Texts(train, dev, raw).describe()
     assert entry["name"] == "/".join((tmp_path / "raw.txt").parts[-3:])
     assert (entry["sentences"], entry["words"]) == (6, 13)
@@ -349,7 +379,8 @@ def test_sentences_are_streamed(
     teacher = FakeTeacher(fail_after=3)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "c", teacher, texts)
-    assert len(read) == 4 * 4 - 2  # three shards labelled, the fourth read, two are of train
+    # Each file once to count; then, after a shard of train, two labelled and the third read.
+    assert len(read) == 2 * 40 + 4 * 3
 
 
 def test_long_sentences_go_on_as_further_ones(tmp_path: Path, texts: Texts) -> None:

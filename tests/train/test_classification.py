@@ -182,15 +182,16 @@ def test_cache(teacher: Path, files: dict[str, str], tmp_path: Path) -> None:
     long = tmp_path / "long.txt"
     long.write_text(" ".join(REST * 4) + "\n" + dev.texts[0] + "\n" + train.texts[0] + "\n")
     texts = LabelledTexts((train,), (dev,), (files["transfer"], str(long)))
-    unlabelled = [text for text, label in texts if label is None]
-    assert not {*unlabelled} & {*train.texts, *dev.texts}
-    assert len({*unlabelled}) == len(unlabelled)
+    every = [text for stream in texts.streams()[1:] for text, _ in stream()]
+    assert {dev.texts[0], train.texts[0]} <= {*every}
+    unlabelled = {*every} - {*train.texts, *dev.texts}
+    data = [train.describe("train"), *texts.describe()]
     cache, key = build_document_cache(
-        tmp_path / "cache", loaded, texts, ["x"], max_length=12, layer=1, progress=False
+        tmp_path / "cache", loaded, texts, data, max_length=12, layer=1, progress=False
     )
     rows = len(train.texts) + len(unlabelled) + 2  # the long one's 32 pieces are three texts
     assert (cache.sentences, cache.width) == (rows, 16)
-    labelled = cache.labelled()
+    labelled = cache.labelled
     assert labelled[: len(train.texts)].all()
     assert not labelled[len(train.texts) :].any()
     batch = cache.batch(np.array([5, 0, rows - 1]))
@@ -205,7 +206,7 @@ def test_cache(teacher: Path, files: dict[str, str], tmp_path: Path) -> None:
     np.testing.assert_allclose(batch.logits[0], logits[0], atol=2e-3)
     np.testing.assert_allclose(batch.representation[0], states[0], atol=4e-3)
     again, same = build_document_cache(
-        tmp_path / "cache", loaded, texts, ["x"], max_length=12, layer=1, progress=False
+        tmp_path / "cache", loaded, texts, data, max_length=12, layer=1, progress=False
     )
     assert (same, again.sentences) == (key, rows)
     again.reduce(3)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -108,15 +107,13 @@ def test_two_processes_are_one(
     assert output.count("parameters, ") == 1  # one of them prints
     assert output.count("macro mean") == 1
     compare(tmp_path / "two", one[0])
-    caches = [next(folder.iterdir()) for folder in (tmp_path / "cache", one[1])]
     contents = [
-        {file.name: file.read_bytes() for file in cache.glob("shard-*")} for cache in caches
+        {str(file.relative_to(cache)): file.read_bytes() for file in cache.rglob("*.*")}
+        for cache in (tmp_path / "cache", one[1])
     ]
-    assert len(contents[0]) == 8
+    assert sum("shard-" in name for name in contents[0]) >= 8
     assert contents[0] == contents[1]
-    manifests = [json.loads((cache / "manifest.json").read_text()) for cache in caches]
-    assert manifests[0] == manifests[1]
-    assert not list(caches[0].glob("manifest-*"))
+    assert not any("manifest-" in name for name in contents[0])
 
 
 def test_stopped_together_and_gone_on_with_alone(

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from xdistil_fast.train.representation import (
-    COMPONENTS_FILE,
     SAMPLE_SENTENCES,
     Components,
     principal_components,
@@ -67,24 +66,24 @@ def test_impossible_sizes_are_refused() -> None:
 
 @pytest.mark.parametrize("damage", ["truncate", "text", "empty", "shape"])
 def test_stored_components_are_found_again_or_made_anew(tmp_path: Path, damage: str) -> None:
-    first, digest = stored_components(tmp_path, lambda: components(3))
-    path = tmp_path / COMPONENTS_FILE
+    path = tmp_path / "components.safetensors"
+    first, digest = stored_components(path, lambda: components(3))
     blob = path.read_bytes()
 
     def fail() -> Components:
         raise AssertionError
 
-    again, same = stored_components(tmp_path, fail)
+    again, same = stored_components(path, fail)
     assert same == digest
     np.testing.assert_array_equal(again.directions, first.directions)
     if damage == "shape":
         path.unlink()
-        stored_components(tmp_path, lambda: Components(first.mean, first.mean))
+        stored_components(path, lambda: Components(first.mean, first.mean))
     else:
         path.write_bytes({"truncate": blob[:-9], "text": b"not tensors", "empty": b""}[damage])
-    _, mended = stored_components(tmp_path, lambda: components(3))
+    _, mended = stored_components(path, lambda: components(3))
     assert mended == digest
-    assert [file.name for file in tmp_path.iterdir()] == [COMPONENTS_FILE]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("count", [0, 1, SAMPLE_SENTENCES, SAMPLE_SENTENCES + 1, 5000])

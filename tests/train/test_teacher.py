@@ -105,6 +105,19 @@ def test_logits_are_those_of_each_sequence_alone(teacher: Teacher, batch_tokens:
             np.testing.assert_allclose(logits, direct(teacher, ids), rtol=1e-4, atol=1e-5)
 
 
+def test_bfloat16_is_close_and_leaves_the_weights(folder: Path, teacher: Teacher) -> None:
+    narrow = Teacher.from_pretrained(folder, "cpu", "bfloat16")
+    assert (narrow.precision, narrow.digest()) == ("bfloat16", teacher.digest())
+    assert Teacher.from_pretrained(folder, "cpu", "auto").precision == "float32"
+    ids = [[5, 6, 7], [8]]
+    found, wide = narrow.outputs(ids, layer=1), teacher.outputs(ids, layer=1)
+    for kind in range(2):
+        for ours, theirs in zip(found[kind], wide[kind], strict=True):
+            assert ours.dtype == np.float32
+            assert not np.array_equal(ours, theirs)
+            np.testing.assert_allclose(ours, theirs, atol=0.02 * float(np.abs(theirs).max()))
+
+
 def test_long_sequences_are_read_in_windows(teacher: Teacher) -> None:
     size = teacher.max_pieces
     ids = np.random.default_rng(1).integers(4, 14, size=3 * size + 5)
