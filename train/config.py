@@ -47,7 +47,7 @@ class DistillConfig:
         output: the student's folder; must not exist.
         transfer: unlabelled files: soft loss.
         teacher_precision: the teacher is asked in: ``float32``, ``bfloat16``, or ``auto``: the
-            latter on a GPU.
+            latter where it is done in hardware.
         label_map: entity types renamed (or dropped, None) in ``train`` and ``dev``.
         task: ``tagging`` of words, or ``classification`` of texts; of the latter ``train`` and
             ``dev`` are read by :mod:`~xdistil_fast.train.documents`, and a line of ``transfer``

@@ -41,6 +41,7 @@ from xdistil_fast.train.alignment import (
     tag_ids,
 )
 from xdistil_fast.train.corpora import Corpus, labelling_of
+from xdistil_fast.train.devices import fast_bf16, pick_device
 from xdistil_fast.train.languages import (
     check_languages,
     chosen_by,
@@ -54,7 +55,6 @@ from xdistil_fast.train.teacher import (
     check_vocabulary,
     load_base,
     load_tokenizer,
-    pick_device,
     quiet_transformers,
     resolve_name,
     weights_digest,
@@ -191,17 +191,6 @@ def fine_tune(
     record = _finish(run, out, name, key, command)
     shutil.rmtree(part)
     return record
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is done in hardware there."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        # Not public, so they may go; the answer is then the slower, exact way.
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, check, bool)() for check in checks)
-    return False
 
 
 def adamw(

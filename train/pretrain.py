@@ -32,7 +32,8 @@ from xdistil_fast.model_io import file_digest
 from xdistil_fast.train import checkpoint, runs
 from xdistil_fast.train.alignment import IGNORED, align, align_text, split_points
 from xdistil_fast.train.corpora import Sentence, read_transfer, split_language
-from xdistil_fast.train.finetune import adamw, fast_bf16
+from xdistil_fast.train.devices import fast_bf16, pick_device
+from xdistil_fast.train.finetune import adamw
 from xdistil_fast.train.learning_rate import rate_factor
 from xdistil_fast.train.teacher import (
     Model,
@@ -41,7 +42,6 @@ from xdistil_fast.train.teacher import (
     check_vocabulary,
     load_config,
     load_tokenizer,
-    pick_device,
     quiet_transformers,
     resolve_name,
     weights_digest,

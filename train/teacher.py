@@ -24,6 +24,7 @@ import transformers
 
 from xdistil_fast.labels import validate_labels
 from xdistil_fast.train.alignment import Alignment, align, plain_tokenizer, words_from_pieces
+from xdistil_fast.train.devices import fast_bf16, pick_device
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[int], object]
@@ -91,8 +92,8 @@ class Teacher:
         Args:
             path: local folder or Hub id.
             device: ``auto`` (a CUDA device where torch has one), ``cpu``, ``cuda``, ...
-            precision: it is asked in: ``float32``, ``bfloat16``, or ``auto``, which is bfloat16 on
-                a GPU.
+            precision: it is asked in: ``float32``, ``bfloat16``, or ``auto``, which is bfloat16
+                where that is done in hardware.
 
         Raises:
             ValueError: nothing there; no fast tokeniser; weights that are missing, of another
@@ -113,7 +114,7 @@ class Teacher:
         check_vocabulary(name, model, hf_tokenizer)
         model.eval().to(pick_device(device))
         teacher = cls(model, hf_tokenizer, labels, config_json)
-        if precision != "float32" and (precision != "auto" or teacher.device.type == "cuda"):
+        if precision == "bfloat16" or (precision == "auto" and fast_bf16(teacher.device)):
             teacher.precision = "bfloat16"
         return teacher
 
@@ -552,18 +553,6 @@ def weights_digest(model: torch.nn.Module, *texts: str) -> str:
         digest.update(f"{len(encoded)}\n".encode())
         digest.update(encoded)
     return digest.hexdigest()
-
-
-def pick_device(device: str) -> torch.device:
-    """``auto`` or a torch device name as a device (ValueError where there is none such)."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {device!r}, which torch refuses ({_line(error)})") from None
-    return chosen
 
 
 @contextlib.contextmanager

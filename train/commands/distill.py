@@ -148,8 +148,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--batch-pieces", int, "pieces the teacher labels at once")
     _add(
         parser, "--teacher-precision", str,
-        "the teacher labels in float32, in bfloat16 (twice as fast where the CPU has it), "
-        "or auto, bfloat16 on a GPU",
+        "the teacher labels in float32, in bfloat16, or auto: in bfloat16 where there are "
+        "instructions for it, which halves the time",
         choices=TEACHER_PRECISIONS,
     )  # fmt: skip
     _add(parser, "--checkpoint-minutes", float, "time between checkpoints")
