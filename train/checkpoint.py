@@ -12,7 +12,6 @@ checkpoint; another one is refused.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -132,16 +131,8 @@ def save_checkpoint(part: Path, tensors: Mapping[str, Any], state: Mapping[str, 
     Raises:
         OSError: it cannot be written; the checkpoint before is as it was.
     """
-    path = part / CHECKPOINT_FILE
-    fresh = path.with_name(path.name + ".part")
-    try:
-        with fresh.open("wb") as stream:
-            stream.write(save(dict(tensors), metadata={"state": json.dumps(state)}))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    content = save(dict(tensors), metadata={"state": json.dumps(state)})
+    runs.write_file(part / CHECKPOINT_FILE, content)
 
 
 def load_checkpoint(part: Path) -> tuple[Arrays, dict[str, Any]] | None:

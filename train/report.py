@@ -6,7 +6,6 @@ Records are ``run.json`` of teacher and student folders and the JSON files of ``
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,14 +78,7 @@ def check_output(path: Path) -> None:
 
 def write_report(page: str, path: Path | str) -> None:
     """Write the page beside ``path`` and rename it there."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    runs.write_file(Path(path), page.encode())
 
 
 def build_report(loaded: Sequence[Run]) -> str:

@@ -8,7 +8,6 @@ of what varies. They are kept beside the cache they were used for.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+
+from xdistil_fast.train import runs
 
 if TYPE_CHECKING:
     from xdistil_fast.train.config import DistillConfig
@@ -120,15 +121,7 @@ def stored_components(path: Path, find: Callable[[], Components]) -> tuple[Compo
     except (FileNotFoundError, SafetensorError, TypeError, ValueError):
         found = find()
         blob = save({"mean": found.mean, "directions": np.ascontiguousarray(found.directions)})
-        part = path.with_name(path.name + ".part")
-        try:
-            with part.open("wb") as stream:
-                stream.write(blob)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        runs.write_file(path, blob)
     return found, hashlib.sha256(blob).hexdigest()
 
 

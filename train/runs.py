@@ -91,19 +91,26 @@ def portable(argument: str) -> str:
     return "/".join(inner.parts[-3:]) or "."
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON beside ``path`` and rename it there, so that no reader sees half a file."""
+def write_file(path: Path, content: bytes) -> None:
+    """Write beside ``path`` and rename it there, so that no reader sees half a file.
+
+    Raises:
+        OSError: it cannot be written; what was there before is as it was.
+    """
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("w", encoding="utf-8") as stream:
-            json.dump(content, stream, ensure_ascii=False, indent=2)
-            stream.write("\n")
+        with part.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, path)
-    except BaseException:
+    finally:
         part.unlink(missing_ok=True)
-        raise
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON as :func:`write_file` does."""
+    write_file(path, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -143,15 +142,7 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def _write_shard(path: Path, arrays: Arrays) -> dict[str, Any]:
     """Write beside and rename; the shard's entry of the manifest."""
     blob = save(arrays)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(blob)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    runs.write_file(path, blob)
     return {
         "sentences": len(arrays["cu_seqlens"]) - 1,
         "pieces": len(arrays["ids"]),

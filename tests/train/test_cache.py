@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tokenizers import models, normalizers, pre_tokenizers
 
-from xdistil_fast.train import shards
+from xdistil_fast.train import runs
 from xdistil_fast.train.alignment import IGNORED, align, align_text, piece_targets, tag_ids
 from xdistil_fast.train.cache import Cache, build_cache
 from xdistil_fast.train.corpora import Sentence, read_labelled
@@ -294,7 +294,7 @@ def test_full_disk_keeps_what_is_finished(
     tmp_path: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = FakeTeacher()
-    real, calls = shards.os.fsync, []
+    real, calls = runs.os.fsync, []
 
     def fsync(fd: int) -> None:
         calls.append(fd)
@@ -302,13 +302,13 @@ def test_full_disk_keeps_what_is_finished(
             raise OSError(28, "No space left on device")
         real(fd)
 
-    monkeypatch.setattr(shards.os, "fsync", fsync)
+    monkeypatch.setattr(runs.os, "fsync", fsync)
     with pytest.raises(OSError, match="No space left"):
         build(tmp_path / "c", teacher, texts)
     names = sorted(p.name for p in (tmp_path / "c").rglob("*.*"))
     assert names == ["manifest.json", "shard-00000.safetensors"]
     assert teacher.asked == [2, 4]
-    monkeypatch.setattr(shards.os, "fsync", real)
+    monkeypatch.setattr(runs.os, "fsync", real)
     second = FakeTeacher()
     build(tmp_path / "c", second, texts)
     assert len(second.asked) == 4
