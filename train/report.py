@@ -81,11 +81,12 @@ def write_report(page: str, path: Path | str) -> None:
     runs.write_file(Path(path), page.encode())
 
 
-def build_report(loaded: Sequence[Run]) -> str:
+def build_report(loaded: Sequence[Run], text: str = "") -> str:
     """The page as Markdown: scores first, then the models, the data, the commands, the machines.
 
     Args:
         loaded: see :func:`load_runs`.
+        text: Markdown that stands before the tables, what somebody makes of them.
 
     Raises:
         ValueError: a record that lacks a figure; the run and the key are named.
@@ -98,6 +99,7 @@ def build_report(loaded: Sequence[Run]) -> str:
         "Every figure on this page comes from a record that a run wrote. Scores are strict, "
         "entity-level, on words, 0 to 100: type and both borders must be right. `M1`, ... are "
         "the machines below.\n",
+        text and text.strip() + "\n",
         _evaluations(tagging, machines),
         _students([run for run in tagging if run.kind == "student"], machines),
         _comparisons(tagging),

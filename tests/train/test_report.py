@@ -155,7 +155,8 @@ def test_the_fullest_name_of_a_file_is_shown() -> None:
 
 def test_models_go_by_the_names_of_their_runs() -> None:
     scored = evaluation("teacher", 90.0, digest=TEACHER["digest"])
-    page = build_report([Run("news/teacher", TEACHER), Run("e", scored)])
+    page = build_report([Run("news/teacher", TEACHER), Run("e", scored)], "## Remarks\n\nSo.\n")
+    assert page.index("# Results") < page.index("\n## Remarks\n\nSo.\n\n") < page.index("## Scores")
     assert [row[1] for row in rows(page, "news/teacher")] == ["teacher", "92.25", "tiny-bert"]
 
 

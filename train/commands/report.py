@@ -46,6 +46,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-o", "--output", required=True, type=Path, metavar="FILE", help="page to write"
     )
     parser.add_argument(
+        "--text", type=Path, metavar="FILE.md", help="Markdown that stands before the tables"
+    )
+    parser.add_argument(
         "--card",
         type=Path,
         metavar="FOLDER",
@@ -91,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} goes with --html STUDENT alone")
     loaded = load_runs(args.runs)
-    page = build_report(loaded)
+    page = build_report(loaded, args.text.read_text("utf-8") if args.text else "")
     if args.card is not None:
         card = args.card / CARD_FILE
         evaluations = [run.record for run in loaded if run.kind == "eval"]
@@ -103,8 +106,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_html(args: argparse.Namespace) -> int:
-    if args.runs or args.card:
-        raise ValueError("--html makes the page of one student; it takes no RUN and no --card")
+    if args.runs or args.card or args.text:
+        raise ValueError(
+            "--html makes the page of one student; it takes no RUN, no --card and no --text"
+        )
     if not args.data:
         raise ValueError("--html needs labelled sentences: --data FILE")
     examples = EXAMPLES if args.examples is None else args.examples
