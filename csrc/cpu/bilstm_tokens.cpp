@@ -120,6 +120,7 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
     if constexpr (kInt8) {
       LstmInt8StepArgs args;
       args.recurrent = model.int8_recurrent_[d].view();
+      args.descending = descending;
       fill(args, begin * lanes, std::min(end * lanes, H_));
       model.inference_.lstm_step_int8(args);
     } else {
