@@ -60,8 +60,23 @@ XDF_INLINE Ratio<float> tanh_ratio_short(Vec<float> x) {
 }
 
 XDF_INLINE Ratio<float> sigmoid_ratio_short(Vec<float> x) {
-  const Ratio<float> t = tanh_ratio_short(Vec<float>::set1(0.5f) * x);
+  using V = Vec<float>;
+#if defined(XDF_ISA_avx512) || defined(XDF_ISA_neondot)
+  // (q + x p / 2) / (2 q) with tanh(x / 2) = (x / 2) p / q, the powers of two in the coefficients:
+  // a product less, where there are registers for both sets of coefficients.
+  x = V::max(V::set1(-10.0f), V::min(V::set1(10.0f), x));
+  const V u = x * x;
+  V p = V::set1(0.000654943339465f / 32);
+  p = V::fma(p, u, V::set1(0.101723118261f / 8));
+  p = V::fma(p, u, V::set1(0.999810139874f / 2));
+  V q = V::set1(0.0126391748787f / 16);
+  q = V::fma(q, u, V::set1(0.434504036625f / 4));
+  q = V::fma(q, u, V::set1(1.0f));
+  return {V::fma(x, p, q), q + q};
+#else
+  const Ratio<float> t = tanh_ratio_short(V::set1(0.5f) * x);
   return {t.den + t.num, t.den + t.den};
+#endif
 }
 
 XDF_INLINE Ratio<double> tanh_ratio(Vec<double> x) {

@@ -42,6 +42,13 @@ struct Prefetch {
   int bytes_per_k;
 };
 
+// Fetches kBytes, whole cache lines if `from` begins one.
+template <int kBytes>
+XDF_INLINE void prefetch_lines(const void* from) {
+  XDF_UNROLL
+  for (int at = 0; at < kBytes; at += 64) XDF_PREFETCH(static_cast<const char*>(from) + at);
+}
+
 // acc[r][p][v] += sum_{k < K} a[r][k * a_stride] * B[k][v] of panel p, which starts at panel + p *
 // panel_stride; B may be stored in fewer bits than T
 template <bool kPrefetch, class T, class W, int MR, int P, int NV>

@@ -79,24 +79,24 @@ XDF_INLINE int32_t quad_at(const uint8_t* p) {
 }
 
 // acc[r][gate] += the products of the first kQuads quads of a chunk of k; weights at
-// [gate][quad][lanes][4].
+// [gate][quad][lanes][4]. NV: gates, or first registers of a block, that are wanted; at most 4.
 #if defined(XDF_ISA_avx512vnni)
 
 constexpr int kInt8TileRows = 4;
-template <int kQuads, int MR>
+template <int kQuads, int MR, int NV>
 XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
-                           Int32s (&acc)[MR][4]) {
+                           Int32s (&acc)[MR][NV]) {
   XDF_UNROLL
   for (int quad = 0; quad < kQuads; ++quad) {
-    __m512i w[4];
+    __m512i w[NV];
     XDF_UNROLL
-    for (int gate = 0; gate < 4; ++gate)
+    for (int gate = 0; gate < NV; ++gate)
       w[gate] = _mm512_loadu_si512(weights + (gate * 4 + quad) * 64);
     XDF_UNROLL
     for (int r = 0; r < MR; ++r) {
       const __m512i u = _mm512_set1_epi32(quad_at(h[r] + k + 4 * quad));
       XDF_UNROLL
-      for (int gate = 0; gate < 4; ++gate)
+      for (int gate = 0; gate < NV; ++gate)
         acc[r][gate].v = _mm512_dpbusd_epi32(acc[r][gate].v, u, w[gate]);
     }
   }
@@ -105,9 +105,9 @@ XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int
 #elif defined(XDF_ISA_avx512)
 
 constexpr int kInt8TileRows = 2;
-template <int kQuads, int MR>
+template <int kQuads, int MR, int NV>
 XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
-                           Int32s (&acc)[MR][4]) {
+                           Int32s (&acc)[MR][NV]) {
   const __m512i ones = _mm512_set1_epi16(1);
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
@@ -116,7 +116,7 @@ XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int
     for (int quad = 0; quad < kQuads; ++quad)
       u[quad] = _mm512_set1_epi32(quad_at(h[r] + k + 4 * quad));
     XDF_UNROLL
-    for (int gate = 0; gate < 4; ++gate) {
+    for (int gate = 0; gate < NV; ++gate) {
       const int8_t* w = weights + gate * 256;
       __m512i sums = _mm512_maddubs_epi16(u[0], _mm512_loadu_si512(w));
       XDF_UNROLL
@@ -131,9 +131,9 @@ XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int
 #elif defined(XDF_ISA_avx2)
 
 constexpr int kInt8TileRows = 2;
-template <int kQuads, int MR>
+template <int kQuads, int MR, int NV>
 XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
-                           Int32s (&acc)[MR][4]) {
+                           Int32s (&acc)[MR][NV]) {
   const __m256i ones = _mm256_set1_epi16(1);
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
@@ -142,7 +142,7 @@ XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int
     for (int quad = 0; quad < kQuads; ++quad)
       u[quad] = _mm256_set1_epi32(quad_at(h[r] + k + 4 * quad));
     XDF_UNROLL
-    for (int gate = 0; gate < 4; ++gate) {
+    for (int gate = 0; gate < NV; ++gate) {
       const __m256i* w = reinterpret_cast<const __m256i*>(weights + gate * 128);
       __m256i sums = _mm256_maddubs_epi16(u[0], _mm256_load_si256(w));
       XDF_UNROLL
@@ -159,19 +159,19 @@ XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int
 #elif defined(XDF_ISA_neondot)
 
 constexpr int kInt8TileRows = 4;
-template <int kQuads, int MR>
+template <int kQuads, int MR, int NV>
 XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
-                           Int32s (&acc)[MR][4]) {
+                           Int32s (&acc)[MR][NV]) {
   XDF_UNROLL
   for (int quad = 0; quad < kQuads; ++quad) {
-    int8x16_t w[4];
+    int8x16_t w[NV];
     XDF_UNROLL
-    for (int gate = 0; gate < 4; ++gate) w[gate] = vld1q_s8(weights + (gate * 4 + quad) * 16);
+    for (int gate = 0; gate < NV; ++gate) w[gate] = vld1q_s8(weights + (gate * 4 + quad) * 16);
     XDF_UNROLL
     for (int r = 0; r < MR; ++r) {
       const int8x16_t u = vreinterpretq_s8_s32(vdupq_n_s32(quad_at(h[r] + k + 4 * quad)));
       XDF_UNROLL
-      for (int gate = 0; gate < 4; ++gate) acc[r][gate].v = vdotq_s32(acc[r][gate].v, u, w[gate]);
+      for (int gate = 0; gate < NV; ++gate) acc[r][gate].v = vdotq_s32(acc[r][gate].v, u, w[gate]);
     }
   }
 }
@@ -179,11 +179,11 @@ XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int
 #else
 
 constexpr int kInt8TileRows = 1;
-template <int kQuads, int MR>
+template <int kQuads, int MR, int NV>
 XDF_INLINE void int8_chunk(const uint8_t* const (&h)[MR], ptrdiff_t k, const int8_t* weights,
-                           Int32s (&acc)[MR][4]) {
+                           Int32s (&acc)[MR][NV]) {
   for (int r = 0; r < MR; ++r)
-    for (int gate = 0; gate < 4; ++gate)
+    for (int gate = 0; gate < NV; ++gate)
       for (int quad = 0; quad < kQuads; ++quad)
         for (int lane = 0; lane < Int32s::lanes; ++lane)
           for (int byte = 0; byte < 4; ++byte)
@@ -202,52 +202,63 @@ XDF_INLINE ptrdiff_t int8_block_size(int K) {
   return static_cast<ptrdiff_t>(int8_chunks(K)) * kInt8Chunk * 4 * Vec<float>::lanes;
 }
 
-// The sums of MR rows, the first at `x`, and one block of columns, to sums[r][4][lanes];
-// meanwhile `ahead` is fetched, that many bytes for each chunk of k.
-template <int MR>
-static void int8_tile(const uint8_t* x, ptrdiff_t x_stride, int K, const int8_t* weights,
-                      const int32_t* start, Prefetch ahead, int32_t* sums) {
+// acc[r][gate] = the sums of MR rows, the first at `x`, and one block of columns; meanwhile `ahead`
+// is fetched, that many bytes for each chunk of k.
+template <bool kPrefetch, int MR, int NV>
+XDF_INLINE void int8_multiply(const uint8_t* x, ptrdiff_t x_stride, int K, const int8_t* weights,
+                              const int32_t* start, Prefetch ahead, Int32s (&acc)[MR][NV]) {
   constexpr int lanes = Vec<float>::lanes;
-  Int32s acc[MR][4];
   const uint8_t* rows[MR];
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
     rows[r] = x + r * x_stride;
     XDF_UNROLL
-    for (int v = 0; v < 4; ++v) acc[r][v] = Int32s::load(start + v * lanes);
+    for (int v = 0; v < NV; ++v) acc[r][v] = Int32s::load(start + v * lanes);
   }
   ptrdiff_t k = 0;
   for (; k + kInt8Chunk / 2 < K; k += kInt8Chunk) {
-    XDF_PREFETCH(ahead.at);
-    ahead.at += ahead.bytes_per_k;
+    if constexpr (kPrefetch) {
+      XDF_PREFETCH(ahead.at);
+      ahead.at += ahead.bytes_per_k;
+    }
     int8_chunk<4>(rows, k, weights, acc);
     weights += 4 * lanes * kInt8Chunk;
   }
   if (k < K) int8_chunk<2>(rows, k, weights, acc);
+}
+
+// The same to sums[r][NV][lanes].
+template <int MR, int NV>
+static void int8_tile(const uint8_t* x, ptrdiff_t x_stride, int K, const int8_t* weights,
+                      const int32_t* start, Prefetch ahead, int32_t* sums) {
+  Int32s acc[MR][NV];
+  int8_multiply<true>(x, x_stride, K, weights, start, ahead, acc);
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
     XDF_UNROLL
-    for (int v = 0; v < 4; ++v) acc[r][v].store(sums + (r * 4 + v) * lanes);
+    for (int v = 0; v < NV; ++v) acc[r][v].store(sums + (r * NV + v) * Vec<float>::lanes);
   }
 }
 
-template <int MR>
+template <int MR, int NV>
 XDF_INLINE void int8_tile_of(int rows, const uint8_t* x, ptrdiff_t x_stride, int K,
                              const int8_t* weights, const int32_t* start, Prefetch ahead,
                              int32_t* sums) {
   if constexpr (MR > 1) {
-    if (rows < MR) return int8_tile_of<MR - 1>(rows, x, x_stride, K, weights, start, ahead, sums);
+    if (rows < MR)
+      return int8_tile_of<MR - 1, NV>(rows, x, x_stride, K, weights, start, ahead, sums);
   }
-  int8_tile<MR>(x, x_stride, K, weights, start, ahead, sums);
+  int8_tile<MR, NV>(x, x_stride, K, weights, start, ahead, sums);
 }
 
 // The same for any number of rows; `ahead` goes on from tile to tile.
+template <int NV>
 XDF_INLINE void int8_rows(const uint8_t* x, ptrdiff_t x_stride, int rows, int K,
                           const int8_t* weights, const int32_t* start, Prefetch ahead,
                           int32_t* sums) {
   for (int r = 0; r < rows; r += kInt8TileRows) {
-    int8_tile_of<kInt8TileRows>(rows - r, x + r * x_stride, x_stride, K, weights, start, ahead,
-                                sums + r * 4 * Vec<float>::lanes);
+    int8_tile_of<kInt8TileRows, NV>(rows - r, x + r * x_stride, x_stride, K, weights, start, ahead,
+                                    sums + r * NV * Vec<float>::lanes);
     ahead.at += static_cast<ptrdiff_t>(int8_chunks(K)) * ahead.bytes_per_k;
   }
 }

@@ -79,11 +79,12 @@ static void lstm_tile(const LstmStepArgs<T, W, In>& args, int m, const W* panel,
       // What the same rows need next: long out of the first two levels, or never in them.
       XDF_UNROLL
       for (int r = 0; r < MR; ++r) {
-        XDF_PREFETCH(args.next_input[m + r] + 4 * unit + 2 * kLastPair * lanes);
+        constexpr int nbytes = 2 * lanes * static_cast<int>(sizeof(In));
+        prefetch_lines<nbytes>(args.next_input[m + r] + 4 * unit + 2 * kLastPair * lanes);
         if (kLastPair) {
-          XDF_PREFETCH(input[r] + (args.descending ? -4 : 4) * lanes);
+          prefetch_lines<nbytes>(input[r] + (args.descending ? -4 : 4) * lanes);
         } else {
-          XDF_PREFETCH(input[r] + 2 * lanes);
+          prefetch_lines<nbytes>(input[r] + 2 * lanes);
           XDF_PREFETCH(args.c[m + r] + unit + args.c_prev);
         }
       }
@@ -165,8 +166,8 @@ static void lstm_few_rows(const LstmStepArgs<T, W, In>& args, int block) {
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
     h_prev[r] = args.h_prev + r * args.h_stride;
-    XDF_UNROLL
-    for (int v = 0; v < 4 * U; v += 2) XDF_PREFETCH(args.next_input[r] + (block * 4 + v) * lanes);
+    prefetch_lines<4 * U * lanes* static_cast<int>(sizeof(In))>(args.next_input[r] +
+                                                                block * 4 * lanes);
     XDF_UNROLL
     for (int v = 0; v < 4 * U; ++v)
       acc[r][v / 2][v % 2] = Vec<T>::load(args.input[r] + (block * 4 + v) * lanes);

@@ -18,6 +18,9 @@
 namespace xdf {
 namespace XDF_ISA {
 
+// Of a row of the table, the gates of a block of units.
+constexpr int kInt8InputBytes = 4 * Vec<float>::lanes * static_cast<int>(sizeof(Half));
+
 // The hidden state of `lanes` units as bytes; NaN, which only weights beyond all measure make,
 // becomes the largest.
 XDF_INLINE void store_hidden(Vec<float> h, uint8_t* to) {
@@ -41,48 +44,76 @@ XDF_INLINE void store_hidden(Vec<float> h, uint8_t* to) {
 #endif
 }
 
-// A row and a block of units whose sums are known (null at the first step: there are none).
-struct Int8Cell {
-  const Half* input;
-  const float* scale;
-  const int32_t* sums;
-  float* c;
+// The pre-activation of a gate: W_ih x + b from the table and, except at the first step, the sums.
+template <bool kFirst>
+XDF_INLINE Vec<float> int8_gate(const Half* input, Int32s sums, const float* scale) {
+  const Vec<float> x = Vec<float>::load(input);
+  return kFirst ? x : Vec<float>::fma(sums.to_float(), Vec<float>::load(scale), x);
+}
 
-  XDF_MEMBER Vec<float> gate(int index) const {
-    constexpr int lanes = Vec<float>::lanes;
-    const Vec<float> x = Vec<float>::load(input + index * lanes);
-    if (sums == nullptr) return x;
-    return Vec<float>::fma(Int32s::load(sums + index * lanes).to_float(),
-                           Vec<float>::load(scale + index * lanes), x);
-  }
-};
-
-// c and h are taken in two passes over some cells: a cell is one long chain of dependent
-// operations, and the shorter the chain, the more of them are under way at once. tanh is good to
-// 1.4e-4 here, a fiftieth of what the hidden state keeps.
-XDF_INLINE void int8_cell_state(const Int8Cell& cell, bool first) {
+// tanh is good to 1.4e-4 in a cell, a fiftieth of what the hidden state keeps.
+template <bool kFirst>
+XDF_INLINE Vec<float> int8_cell_state(Vec<float> a_i, Vec<float> a_f, Vec<float> a_g,
+                                      const float* c_prev) {
   using V = Vec<float>;
-  const Ratio<float> i = sigmoid_ratio_short(cell.gate(0));
-  const Ratio<float> g = tanh_ratio_short(cell.gate(2));
-  const V ig_num = i.num * g.num, ig_den = i.den * g.den;
-  if (first) return (ig_num / ig_den).store(cell.c);
-  const Ratio<float> f = sigmoid_ratio_short(cell.gate(1));
-  const V num = V::fma(f.num * V::load(cell.c), ig_den, ig_num * f.den);
-  (num / (f.den * ig_den)).store(cell.c);
+  const Ratio<float> i = sigmoid_ratio_short(a_i);
+  const Ratio<float> g = tanh_ratio_short(a_g);
+  const V ig = (i.num * g.num) / (i.den * g.den);
+  if constexpr (kFirst) return ig;
+  const Ratio<float> f = sigmoid_ratio_short(a_f);
+  // A division more than over one denominator, but three products fewer: dividers work beside the
+  // multipliers, which are what cells wait for.
+  return V::fma(f.num / f.den, V::load(c_prev), ig);
 }
 
-XDF_INLINE Vec<float> int8_hidden(const Int8Cell& cell) {
-  const Ratio<float> o = sigmoid_ratio_short(cell.gate(3));
-  const Ratio<float> c = tanh_ratio_short(Vec<float>::load(cell.c));
-  return (o.num * c.num) / (o.den * c.den);
+XDF_INLINE Vec<float> int8_hidden(Vec<float> a_o, Vec<float> c) {
+  const Ratio<float> o = sigmoid_ratio_short(a_o);
+  const Ratio<float> tanh_c = tanh_ratio_short(c);
+  return (o.num * tanh_c.num) / (o.den * tanh_c.den);
 }
 
-static void lstm_step_int8(const LstmInt8StepArgs& step) {
-  constexpr int lanes = Vec<float>::lanes;
+// All MR rows of a group of few, whose sums stay in registers. What counts here is that weights
+// arrive, as each is used for MR rows only; while the cells of a block of units are computed, those
+// of the next are on their way. Inlined among the others it would lose registers (a tenth of the
+// time of one row).
+template <bool kFirst, int MR>
+XDF_NOINLINE void int8_few_rows(const LstmInt8StepArgs& args) {
+  using V = Vec<float>;
+  constexpr int lanes = V::lanes;
+  const ptrdiff_t block_size = int8_block_size(args.hidden_size);
+  const int blocks = (args.unit_end - args.unit_begin + lanes - 1) / lanes;
+  for (int n = 0; n < blocks; ++n) {
+    const int u = args.unit_begin + (args.descending ? blocks - 1 - n : n) * lanes;
+    Int32s acc[MR][4];
+    if constexpr (!kFirst)
+      int8_multiply<false>(args.h_prev, args.h_stride, args.hidden_size,
+                           args.recurrent.data + u / lanes * block_size,
+                           args.recurrent.start + 4 * u, {}, acc);
+    XDF_UNROLL
+    for (int r = 0; r < MR; ++r) {
+      prefetch_lines<kInt8InputBytes>(args.next_input[r] + 4 * u);
+      V a[4];
+      XDF_UNROLL
+      for (int v = 0; v < 4; ++v)
+        a[v] = int8_gate<kFirst>(args.input[r] + 4 * u + v * lanes, acc[r][v],
+                                 args.recurrent.scale + 4 * u + v * lanes);
+      float* c_at = args.c[r] + u;
+      const V c = int8_cell_state<kFirst>(a[0], a[1], a[2], c_at);
+      c.store(c_at);
+      store_hidden(int8_hidden(a[3], c), args.h_next + r * args.h_stride + u);
+    }
+  }
+}
+
+// Any number of rows. c and h are taken in two passes over some cells: a cell is one long chain of
+// dependent operations, and the shorter the chain, the more of them are under way at once.
+template <bool kFirst>
+static void int8_many_rows(const LstmInt8StepArgs& args) {
+  using V = Vec<float>;
+  constexpr int lanes = V::lanes;
   // Sums of so many (row, block of units) pairs are taken before their cells are computed.
-  constexpr int kPairs = 16;
+  constexpr int kPairs = lanes < 16 ? 16 : 8;
   int32_t sums[kPairs * 4 * lanes];
-  const LstmInt8StepArgs args = step;  // a copy that no store can change
   const int H = args.hidden_size;
   const int chunks = int8_chunks(H);
   const ptrdiff_t block_size = int8_block_size(H);
@@ -95,30 +126,55 @@ static void lstm_step_int8(const LstmInt8StepArgs& step) {
     for (int m = 0; m < args.rows; m += rows_at_once) {
       const int rows = args.rows - m < rows_at_once ? args.rows - m : rows_at_once;
       int32_t* to = sums;
-      for (int u = unit; u < end && !args.first; u += lanes) {
+      for (int u = unit; u < end && !kFirst; u += lanes) {
         const int8_t* weights = args.recurrent.data + u / lanes * block_size;
         const ptrdiff_t fetched = static_cast<ptrdiff_t>(m / kInt8TileRows) * chunks * share;
-        int8_rows(args.h_prev + m * args.h_stride, args.h_stride, rows, H, weights,
-                  args.recurrent.start + 4 * u,
-                  {reinterpret_cast<const char*>(weights + block_size) + fetched, share}, to);
+        int8_rows<4>(args.h_prev + m * args.h_stride, args.h_stride, rows, H, weights,
+                     args.recurrent.start + 4 * u,
+                     {reinterpret_cast<const char*>(weights + block_size) + fetched, share}, to);
         to += rows * 4 * lanes;
       }
-      const auto cell = [&](int r, int u) -> Int8Cell {
-        const int pair = (u - unit) / lanes * rows + r;
-        return {args.input[m + r] + 4 * u, args.recurrent.scale + 4 * u,
-                args.first ? nullptr : sums + pair * 4 * lanes, args.c[m + r] + u};
+      const auto gate = [&](int r, int u, int index) -> V {
+        const int at = ((u - unit) / lanes * rows + r) * 4 * lanes;
+        return int8_gate<kFirst>(args.input[m + r] + 4 * u + index * lanes,
+                                 kFirst ? Int32s{} : Int32s::load(sums + at + index * lanes),
+                                 args.recurrent.scale + 4 * u + index * lanes);
       };
-      for (int u = unit; u < end; u += lanes)
-        for (int r = 0; r < rows; ++r) int8_cell_state(cell(r, u), args.first);
       for (int u = unit; u < end; u += lanes) {
         for (int r = 0; r < rows; ++r) {
-          XDF_PREFETCH(args.input[m + r] + 4 * (u + lanes));
-          XDF_PREFETCH(args.next_input[m + r] + 4 * u);
-          store_hidden(int8_hidden(cell(r, u)), args.h_next + (m + r) * args.h_stride + u);
+          prefetch_lines<kInt8InputBytes>(args.next_input[m + r] + 4 * u);
+          float* c = args.c[m + r] + u;
+          int8_cell_state<kFirst>(gate(r, u, 0), gate(r, u, 1), gate(r, u, 2), c).store(c);
+        }
+      }
+      for (int u = unit; u < end; u += lanes) {
+        for (int r = 0; r < rows; ++r) {
+          prefetch_lines<kInt8InputBytes>(args.input[m + r] + 4 * (u + lanes));
+          store_hidden(int8_hidden(gate(r, u, 3), V::load(args.c[m + r] + u)),
+                       args.h_next + (m + r) * args.h_stride + u);
         }
       }
     }
   }
+}
+
+template <bool kFirst, int MR>
+XDF_INLINE void int8_step(const LstmInt8StepArgs& args) {
+  if constexpr (MR > 0) {
+    if (args.rows < MR) return int8_step<kFirst, MR - 1>(args);
+    if (args.rows == MR) return int8_few_rows<kFirst, MR>(args);
+  }
+  int8_many_rows<kFirst>(args);
+}
+
+static void lstm_step_int8(const LstmInt8StepArgs& step) {
+  // Few are less than a tile. With 16 registers the constants of a cell find no room beside sums.
+  constexpr int kFewRows = kTileRows < 8 ? 0 : kInt8TileRows - 1;
+  const LstmInt8StepArgs args = step;  // a copy that no store can change
+  if (args.first)
+    int8_step<true, kFewRows>(args);
+  else
+    int8_step<false, kFewRows>(args);
   // Rows of `out` lie far apart, often at the same place in their pages and so in the same sets of
   // the cache: a row at a time, and not a register from each row in turn.
   for (int r = 0; r < args.rows; ++r)

@@ -26,6 +26,7 @@
 #if defined(__GNUC__)
 #define XDF_INLINE static inline __attribute__((always_inline))
 #define XDF_MEMBER inline __attribute__((always_inline))
+#define XDF_NOINLINE static __attribute__((noinline))
 #define XDF_UNROLL _Pragma("GCC unroll 16")
 #define XDF_PREFETCH(address) __builtin_prefetch(address)
 // The compiler must have computed the register at this point, and may not regroup sums across it.
@@ -33,6 +34,7 @@
 #else
 #define XDF_INLINE static inline
 #define XDF_MEMBER inline
+#define XDF_NOINLINE static
 #define XDF_UNROLL
 #define XDF_PREFETCH(address) ((void)(address))
 #define XDF_KEEP_ORDER(reg) ((void)(reg))

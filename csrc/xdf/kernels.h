@@ -158,6 +158,7 @@ struct LstmInt8StepArgs {
   uint8_t* const* out;            // [rows] to H bytes, written: h
   int unit_begin;                 // a multiple of lanes
   int unit_end;                   // the same, or H
+  bool descending;                // order in which the units are taken; no result depends on it
 };
 
 // out[m, :] = bias + (x[m, :] as hidden states) B
