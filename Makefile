@@ -93,7 +93,7 @@ emulate: $(STAMPS)/tools $(STAMPS)/asan
 	export PATH="$(abspath $(BIN)):$$PATH"
 	cmake --preset emulate -DPython_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_CXX_COMPILER=$(CXX)
 	cmake --build --preset emulate
-	for isa in avx512 avx512vnni; do
+	for isa in avx512 avx512vnni avx512bf16; do
 	  echo "XDF_ISA=$$isa"
 	  XDF_ISA=$$isa PYTHONPATH=$(CURDIR)/build/emulate/tree PYTHONSAFEPATH=1 \
 	  $(ASAN_BIN)/pytest --hypothesis-profile=ci tests/kernels $(PYTEST_ARGS)

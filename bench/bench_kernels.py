@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -40,13 +42,19 @@ def bench_bilstm_forward(
     time_major = np.ascontiguousarray(x.transpose(1, 0, 2))
     total = batch * length
 
-    weights = _core.BiLSTMWeights(lstm_weights(lstm))
+    precisions = {"float32": False}
+    if _core.multiplies_bfloat16():
+        precisions["bfloat16"] = True
+    packed = {
+        name: _core.BiLSTMWeights(lstm_weights(lstm), bfloat16=bfloat16)
+        for name, bfloat16 in precisions.items()
+    }
     values = x.reshape(total, input_size)
     cu_seqlens = np.arange(0, total + 1, length, dtype=np.int32)
     out = np.empty((total, 2 * hidden_size), np.float32)
 
-    def ours() -> None:
-        _core.bilstm_forward(weights, values, cu_seqlens, out, threads)
+    def ours(precision: str) -> None:
+        _core.bilstm_forward(packed[precision], values, cu_seqlens, out, threads)
 
     torch_x = torch.from_numpy(time_major)
 
@@ -59,9 +67,14 @@ def bench_bilstm_forward(
         for name, spinning in (("spinning", True), ("not spinning", False))
     }
 
-    ours()
+    exact = by_torch().numpy()
+    if "bfloat16" in packed:
+        ours("bfloat16")
+        rounded = out.reshape(batch, length, 2 * hidden_size).transpose(1, 0, 2)
+        assert np.linalg.norm(rounded - exact) <= 2.0**-7 * np.linalg.norm(exact)
+    ours("float32")
     padded = out.reshape(batch, length, 2 * hidden_size).transpose(1, 0, 2)
-    np.testing.assert_allclose(padded, by_torch().numpy(), rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(padded, exact, rtol=1e-4, atol=2e-6)
     for run in by_onnx.values():
         directions = run().transpose(0, 2, 1, 3).reshape(padded.shape)
         np.testing.assert_allclose(padded, directions, rtol=1e-4, atol=2e-6)
@@ -79,7 +92,7 @@ def bench_bilstm_forward(
     duel(
         benchmark,
         case,
-        {"float32": ours},
+        {precision: partial(ours, precision) for precision in packed},
         {TORCH_LSTM: {"": by_torch}, ONNX_RUNTIME: by_onnx},
         turns,
     )

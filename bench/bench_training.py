@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from bench.duel import Case, Turns, duel
 from bench.peers import TORCH_CRF, TORCH_LSTM_CRF, random_lstm
+from xdistil_fast import _core
 from xdistil_fast.nn import CRF, BiLSTM, Linear
 
 _BATCH, _LENGTH, _INPUT_SIZE, _HIDDEN_SIZE, _NUM_TAGS = 32, 64, 100, 200, 9
@@ -114,17 +117,19 @@ def bench_training_step(
         torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True) for model in (ours, theirs)
     )
 
-    def our_loss() -> Tensor:
-        emissions = ours.output(ours.bilstm(batch.values, batch.cu_seqlens))
+    def our_loss(bfloat16: bool = False) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            states = ours.bilstm(batch.values, batch.cu_seqlens)
+        emissions = ours.output(states)
         return -ours.crf(emissions, batch.tags, cu_seqlens=batch.cu_seqlens)  # type: ignore[no-any-return]
 
     def their_loss() -> Tensor:
         emissions = theirs.output(theirs.bilstm(padded_values)[0])
         return -theirs.crf(emissions, padded_tags)  # type: ignore[no-any-return]
 
-    def our_step() -> Tensor:
+    def our_step(bfloat16: bool = False) -> Tensor:
         our_adam.zero_grad()
-        loss = our_loss()
+        loss = our_loss(bfloat16)
         loss.backward()  # type: ignore[no-untyped-call]
         if optimizer:
             our_adam.step()
@@ -149,7 +154,11 @@ def bench_training_step(
         threads,
         {TORCH_LSTM_CRF: 1.5},
     )
-    duel(benchmark, case, {"float32": our_step}, {TORCH_LSTM_CRF: {"": their_step}}, turns)
+    steps: dict[str, Callable[[], Tensor]] = {"float32": our_step}
+    if _core.multiplies_bfloat16():
+        torch.testing.assert_close(our_loss(bfloat16=True), our_loss(), rtol=1e-3, atol=0.0)
+        steps["bfloat16"] = partial(our_step, bfloat16=True)
+    duel(benchmark, case, steps, {TORCH_LSTM_CRF: {"": their_step}}, turns)
 
 
 def bench_crf_loss(benchmark: BenchmarkFixture, turns: Turns, threads: int) -> None:

@@ -68,7 +68,7 @@ class DocumentStudent(Student):
         """
         values = torch_ops.embedding(self.embedding.weight, ids)
         values = self._drop(values, generator)
-        pooled: Tensor = self.pool(self.bilstm(values, cu_seqlens), cu_seqlens)
+        pooled: Tensor = self.pool(self._states(values, cu_seqlens), cu_seqlens)
         return self._drop(pooled, generator)
 
 
@@ -117,6 +117,7 @@ class Classification:
             pooling=config.pooling,
             projection_size=self.representation_width,
             dropout=config.dropout,
+            precision=config.precision,
             seed=config.seed,
         )
         return self.student

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from xdistil_fast import _core
 from xdistil_fast.model_config import POOLINGS
 from xdistil_fast.train.augmentation import parse_augmentation
 from xdistil_fast.train.schedules import LOSSES, SCHEDULES, Stage
@@ -22,6 +23,7 @@ HEADS = ("softmax", "crf")
 _POOLING = "max"
 DECAYS = ("cosine", "linear")
 STORED = ("float32", "float16")
+PRECISIONS = ("float32", "bfloat16")
 LOGIT_LOSSES = ("mse", "kl", "marginals")
 REPRESENTATION_LOSSES = ("mse", "cosine", "kld")
 EMBEDDING_STARTS = ("svd", "random")
@@ -65,6 +67,8 @@ class DistillConfig:
         decay: how it falls to 0 afterwards, ``cosine`` or ``linear``.
         dropout: share of embedding and BiLSTM output elements set to 0 in training.
         clip: largest norm of the gradient of all parameters; 0 for no limit.
+        precision: what the BiLSTM's products take in training: ``float32``, or ``bfloat16`` on a
+            processor that multiplies it; weights, gradients and states are float32 in both.
         hard_weight: factor of the loss on labels.
         soft_weight: factor of the loss on the teacher's logits.
         logit_loss: how logits are compared: ``mse``, ``kl`` of their softmax, or ``marginals``, kl
@@ -128,6 +132,7 @@ class DistillConfig:
     decay: str = "cosine"
     dropout: float = 0.1
     clip: float = 5.0
+    precision: str = "float32"
     hard_weight: float = 1.0
     soft_weight: float = 1.0
     logit_loss: str = "mse"
@@ -194,6 +199,12 @@ class DistillConfig:
         _one_of("representation_loss", self.representation_loss, REPRESENTATION_LOSSES)
         _one_of("decay", self.decay, DECAYS)
         _one_of("embedding_dtype", self.embedding_dtype, STORED)
+        _one_of("precision", self.precision, PRECISIONS)
+        if self.precision == "bfloat16" and not _core.multiplies_bfloat16():
+            raise ValueError(
+                "precision is 'bfloat16', which the instruction set in use, "
+                f"{_core.active_isa()}, does not multiply; allowed: 'float32'"
+            )
         _at_least("epochs", self.epochs, 1)
         if self.patience is not None:
             _at_least("patience", self.patience, 0)

@@ -40,6 +40,7 @@ class Student(torch.nn.Module):
         projection_size: R, width of the projection that is trained on the teacher's hidden states
             and not served; 0 for none.
         dropout: share of embedding and BiLSTM output elements dropped in training.
+        precision: ``float32``, or ``bfloat16`` for what the BiLSTM's products take.
         seed: of all other start values.
     """
 
@@ -52,10 +53,12 @@ class Student(torch.nn.Module):
         head: str = "softmax",
         projection_size: int = 0,
         dropout: float = 0.0,
+        precision: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.dropout = dropout
+        self.precision = precision
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             table = torch.from_numpy(np.array(embeddings, np.float32))
@@ -86,8 +89,13 @@ class Student(torch.nn.Module):
         """
         values = torch_ops.embedding(self.embedding.weight, ids)
         values = self._drop(values, generator)
-        values = self.bilstm(values, cu_seqlens)
-        return self._drop(values, generator)
+        return self._drop(self._states(values, cu_seqlens), generator)
+
+    def _states(self, values: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Of the BiLSTM, the only layer that bfloat16 is for: losses stay float32."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+            states: Tensor = self.bilstm(values, cu_seqlens)
+        return states
 
     def _drop(self, values: Tensor, generator: Dropout | None) -> Tensor:
         # 16 random bits an element: the mask costs a tenth of one from torch's generator.

@@ -82,6 +82,7 @@ class Tagging:
             head=config.head,
             projection_size=self.representation_width,
             dropout=config.dropout,
+            precision=config.precision,
             seed=config.seed,
         )
         return self.student

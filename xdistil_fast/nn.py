@@ -39,7 +39,8 @@ class BiLSTM(nn.Module):
     Only the output sequence is returned. The final states h_n are rows of it (the last row's first
     half, the first row's second half); c_n is not kept. The state starts at zero.
 
-    Under torch.autocast the layer computes in, and returns, float32.
+    Under torch.autocast the layer returns float32; in bfloat16, on a processor that multiplies it,
+    products take rounded operands (`torch_ops.bilstm`), else all is computed in float32.
 
     Shapes:
         * ragged: values [total, I] and cu_seqlens [B+1] -> [total, 2H];

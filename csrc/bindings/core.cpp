@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("isas_compiled", &xdf::isas_compiled);
   m.def("isas_available", &xdf::isas_available);
   m.def("active_isa", &xdf::active_isa);
+  m.def("multiplies_bfloat16", [] { return xdf::bf16_kernels() != nullptr; });
   m.def("set_isa", &xdf::set_isa, py::arg("name"));
   m.def("default_threads", &xdf::default_threads);
   xdf::register_lstm(m);

@@ -9,6 +9,7 @@
 #include "bindings/arrays.h"
 #include "bindings/register.h"
 #include "cpu/bilstm.h"
+#include "cpu/dispatch.h"
 
 namespace xdf {
 namespace {
@@ -20,7 +21,9 @@ template <class T>
 using Shared = std::shared_ptr<const T>;
 
 struct PyBiLstmWeights {
-  std::variant<Shared<BiLstmWeights<float>>, Shared<BiLstmWeights<double>>> weights;
+  std::variant<Shared<BiLstmWeights<float>>, Shared<BiLstmWeights<double>>,
+               Shared<BiLstmWeights<float, Bf16Pair>>>
+      weights;
 
   template <class Body>
   auto visit(Body&& body) const {
@@ -39,20 +42,24 @@ struct PyLinearWeights {
 
 template <class W>
 struct RealOf;
-template <template <class> class W, class T>
-struct RealOf<W<T>> {
+template <template <class...> class W, class T, class... Operand>
+struct RealOf<W<T, Operand...>> {
   using type = T;
 };
 template <class W>
 using real_of = typename RealOf<std::remove_cv_t<std::remove_reference_t<W>>>::type;
 
-PyBiLstmWeights make_bilstm_weights(const py::sequence& arrays, bool training) {
+PyBiLstmWeights make_bilstm_weights(const py::sequence& arrays, bool training, bool bfloat16) {
   XDF_CHECK(py::len(arrays) == 8, "weights: got ", py::len(arrays),
             " arrays, must be 8: w_ih, w_hh, b_ih, b_hh, then the same of the reverse direction");
   return dispatch_real(arrays[0], "weights[0]", [&](auto zero) -> PyBiLstmWeights {
     using T = decltype(zero);
     const In<T> w_ih(arrays[0], "weights[0] (w_ih)", {kAny, kAny});
     const int64_t H = w_ih.dim(0) / 4, I = w_ih.dim(1);
+    XDF_CHECK(!bfloat16 || (std::is_same_v<T, float>), "bfloat16: got True, must be False for ",
+              "weights of float64");
+    XDF_CHECK(!bfloat16 || bf16_kernels() != nullptr, "bfloat16: got True, must be False with ",
+              "the instruction set '", active_isa(), "', which does not multiply bfloat16");
     XDF_CHECK(H > 0 && w_ih.dim(0) % 4 == 0 && H <= kMaxSize, "weights[0] (w_ih): has ",
               w_ih.dim(0), " rows, must be 4 * hidden_size with hidden_size from 1 to ", kMaxSize);
     XDF_CHECK(I > 0 && I <= kMaxSize, "weights[0] (w_ih): has ", I, " columns, must be 1 to ",
@@ -65,11 +72,17 @@ PyBiLstmWeights make_bilstm_weights(const py::sequence& arrays, bool training) {
     const In<T> b_ih_r(arrays[6], "weights[6] (b_ih_reverse)", {4 * H});
     const In<T> b_hh_r(arrays[7], "weights[7] (b_hh_reverse)", {4 * H});
     const py::gil_scoped_release release;
-    using Direction = typename BiLstmWeights<T>::Direction;
-    return {std::make_shared<const BiLstmWeights<T>>(
-        Direction{w_ih.data(), w_hh.data(), b_ih.data(), b_hh.data()},
-        Direction{w_ih_r.data(), w_hh_r.data(), b_ih_r.data(), b_hh_r.data()}, static_cast<int>(I),
-        static_cast<int>(H), training)};
+    const auto make = [&](auto operand) -> PyBiLstmWeights {
+      using Weights = BiLstmWeights<T, decltype(operand)>;
+      using Direction = typename Weights::Direction;
+      return {std::make_shared<const Weights>(
+          Direction{w_ih.data(), w_hh.data(), b_ih.data(), b_hh.data()},
+          Direction{w_ih_r.data(), w_hh_r.data(), b_ih_r.data(), b_hh_r.data()},
+          static_cast<int>(I), static_cast<int>(H), training)};
+    };
+    if constexpr (std::is_same_v<T, float>)
+      if (bfloat16) return make(Bf16Pair{});
+    return make(zero);
   });
 }
 
@@ -238,7 +251,7 @@ py::dtype dtype_of(const W& self) {
 void register_lstm(py::module_& m) {
   using namespace py::literals;
   py::class_<PyBiLstmWeights>(m, "BiLSTMWeights")
-      .def(py::init(&make_bilstm_weights), "weights"_a, "training"_a = false)
+      .def(py::init(&make_bilstm_weights), "weights"_a, "training"_a = false, "bfloat16"_a = false)
       .def_property_readonly("input_size",
                              [](const PyBiLstmWeights& w) {
                                return w.visit([](const auto& x) { return x.input_size(); });

@@ -19,6 +19,14 @@ union Ints {
   __m256i half[2];
   int32_t lane[16];
 };
+union Bits {
+  uint32_t bits;
+  float value;
+};
+
+static inline float float_of_bits(uint32_t bits) {
+  return Bits{bits}.value;
+}
 
 static inline __m512 maskz_loadu_ps(__mmask16 mask, const float* p) {
   Floats r;
@@ -90,6 +98,31 @@ static inline __m256i cvtps_ph(__m512 x) {
                           _mm256_cvtps_ph(from.half[0], kRounding));
 }
 
+// Without the exact rounding of the instruction, which differs between processors.
+static inline __m512 dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
+  Floats r{sum};
+  const Ints x{a}, y{b};
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t u = static_cast<uint32_t>(x.lane[i]), v = static_cast<uint32_t>(y.lane[i]);
+    r.lane[i] += float_of_bits(u & 0xffff0000u) * float_of_bits(v & 0xffff0000u);
+    r.lane[i] += float_of_bits(u << 16) * float_of_bits(v << 16);
+  }
+  return r.whole;
+}
+
+static inline __m256i cvtneps_pbh(__m512 x) {
+  const Floats from{x};
+  uint16_t upper[16];
+  for (int i = 0; i < 16; ++i) {
+    Bits lane;
+    lane.value = from.lane[i];
+    const uint32_t rounded = lane.bits + 0x7fffu + (lane.bits >> 16 & 1u);
+    const bool is_nan = lane.value != lane.value;
+    upper[i] = static_cast<uint16_t>(is_nan ? lane.bits >> 16 | 0x40u : rounded >> 16);
+  }
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(upper));
+}
+
 }  // namespace emulated
 }  // namespace xdf
 
@@ -104,5 +137,9 @@ static inline __m256i cvtps_ph(__m512 x) {
 #define _mm512_cvtepu16_epi32(x) xdf::emulated::cvtepu16_epi32(x)
 #define _mm512_cvtepi32_epi8(x) xdf::emulated::cvtepi32_epi8(x)
 #define _mm512_cvtph_ps(x) xdf::emulated::cvtph_ps(x)
+#undef _mm512_dpbf16_ps
+#define _mm512_dpbf16_ps(sum, a, b) xdf::emulated::dpbf16_ps(sum, (__m512i)(a), (__m512i)(b))
+#undef _mm512_cvtneps_pbh
+#define _mm512_cvtneps_pbh(x) xdf::emulated::cvtneps_pbh(x)
 #undef _mm512_cvtps_ph  // a macro where the compiler does not optimise
 #define _mm512_cvtps_ph(x, rounding) xdf::emulated::cvtps_ph<(rounding)>(x)

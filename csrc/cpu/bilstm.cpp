@@ -1,7 +1,7 @@
 #include "cpu/bilstm.h"
 
 #include <algorithm>
-#include <numeric>
+#include <type_traits>
 
 #include "cpu/bilstm_pack.h"
 #include "cpu/bilstm_plan.h"
@@ -9,19 +9,54 @@
 #include "cpu/parallel.h"
 
 namespace xdf {
+namespace {
+
+constexpr int kRows =
+    96;  // of a product over all tokens, a task: weights are fetched once for them
+
+template <class T, class W>
+const LstmTable<T, W>& lstm_kernels() {
+  if constexpr (std::is_same_v<T, W>)
+    return kernels<T>();
+  else
+    return *bf16_kernels();
+}
+
 template <class T>
-BiLstmWeights<T>::BiLstmWeights(const Direction& forward, const Direction& reverse, int I, int H,
-                                bool training)
-    : table_(kernels<T>()) {
+T* pack(const LstmTable<T, T>& table, T* to, const T* w, int K, int H) {
+  return pack_gates(to, w, K, H, table.lanes);
+}
+Bf16Pair* pack(const LstmTable<float, Bf16Pair>& table, Bf16Pair* to, const float* w, int K,
+               int H) {
+  return pack_gate_pairs(table, to, w, K, H);
+}
+
+template <class T>
+T* pack_transposed(const LstmTable<T, T>& table, T* to, const T* w, int N, int H) {
+  return pack_gate_rows(to, w, N, H, table.lanes);
+}
+Bf16Pair* pack_transposed(const LstmTable<float, Bf16Pair>& table, Bf16Pair* to, const float* w,
+                          int N, int H) {
+  return pack_gate_row_pairs(table, to, w, N, H);
+}
+
+}  // namespace
+
+template <class T, class W>
+BiLstmWeights<T, W>::BiLstmWeights(const Direction& forward, const Direction& reverse, int I, int H,
+                                   bool training)
+    : table_(lstm_kernels<T, W>()) {
   const int lanes = table_.lanes;
   const int Hp = round_up(H, kHiddenAlign);
   const int m = 4 * round_up(H, lanes);  // interleaved gate columns
-  size_t each = static_cast<size_t>(m) * static_cast<size_t>(I + H) + 4 * static_cast<size_t>(Hp);
-  if (training) each += packed_size(m, I, lanes) + packed_size(m, H, lanes);
+  size_t each = static_cast<size_t>(m) * static_cast<size_t>(inner_size<W>(I) + inner_size<W>(H)) +
+                4 * static_cast<size_t>(Hp);
+  if (training)
+    each += packed_size(inner_size<W>(m), I, lanes) + packed_size(inner_size<W>(m), H, lanes);
   T* to = memory_.reserve(2 * each);
   for (int d = 0; d < 2; ++d) {
     const Direction& from = d == 0 ? forward : reverse;
-    LstmWeights<T>& packed = directions_[d];
+    LstmWeights<T, W>& packed = directions_[d];
     packed.input_size = I;
     packed.hidden_size = H;
     packed.bias = to;
@@ -29,27 +64,28 @@ BiLstmWeights<T>::BiLstmWeights(const Direction& forward, const Direction& rever
       const int row = gate_row_of(k, H, lanes);
       to[k] = row >= 0 ? from.b_ih[row] + from.b_hh[row] : T(0);
     }
-    to += 4 * Hp;
-    packed.input = to;
-    to = pack_gates(to, from.w_ih, I, H, lanes);
-    packed.recurrent = to;
-    to = pack_gates(to, from.w_hh, H, H, lanes);
+    W* weights = reinterpret_cast<W*>(to + 4 * Hp);
+    packed.input = weights;
+    weights = pack(table_, weights, from.w_ih, I, H);
+    packed.recurrent = weights;
+    weights = pack(table_, weights, from.w_hh, H, H);
     packed.input_t = packed.recurrent_t = nullptr;
     if (training) {
-      packed.input_t = to;
-      to = pack_gate_rows(to, from.w_ih, I, H, lanes);
-      packed.recurrent_t = to;
-      to = pack_gate_rows(to, from.w_hh, H, H, lanes);
+      packed.input_t = weights;
+      weights = pack_transposed(table_, weights, from.w_ih, I, H);
+      packed.recurrent_t = weights;
+      weights = pack_transposed(table_, weights, from.w_hh, H, H);
     }
+    to = reinterpret_cast<T*>(weights);
   }
 }
 
-template <class T>
-void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens,
+template <class T, class W>
+void bilstm_backward(const BiLstmWeights<T, W>& weights, const T* x, const int32_t* cu_seqlens,
                      int batch, const T* out, const T* reserve, const T* grad_out, T* grad_x,
                      const LstmGrads<T>* grads, int threads) {
   if (threads <= 0) threads = default_threads();
-  const KernelTable<T>& table = weights.table();
+  const LstmTable<T, W>& table = weights.table();
   const int H = weights.hidden_size();
   const int I = weights.input_size();
   const int64_t total = cu_seqlens[batch];
@@ -63,11 +99,15 @@ void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t*
   const size_t backward_size = lstm_backward_workspace(H);
   const size_t weight_grad_size = lstm_weight_grad_workspace(std::max(I, H));
   const size_t grads_size = static_cast<size_t>(total * gate_row);
+  const int input_tasks = grad_x == nullptr ? 0 : static_cast<int>((total + kRows - 1) / kRows);
+  // Rows of gradients as the product takes them, where that is not as they are.
+  const size_t operands = std::is_same_v<T, W> ? 0 : static_cast<size_t>(inner_size<W>(m_total));
   T* gate_grads[2];
   gate_grads[0] = bilstm_workspace<T>(
       2 * grads_size +
-      std::max(backward_size * static_cast<size_t>(parallel_slots(plan.tasks(), threads)),
-               weight_grad_size * static_cast<size_t>(parallel_slots(2 * parts, threads))));
+      std::max({backward_size * static_cast<size_t>(parallel_slots(plan.tasks(), threads)),
+                weight_grad_size * static_cast<size_t>(parallel_slots(2 * parts, threads)),
+                kRows * operands * static_cast<size_t>(parallel_slots(input_tasks, threads))}));
   gate_grads[1] = gate_grads[0] + grads_size;
   T* workspace = gate_grads[1] + grads_size;
 
@@ -80,24 +120,28 @@ void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t*
     });
   }
 
-  if (grad_x != nullptr && total > 0) {
-    constexpr int kRows = 96;  // tokens a task: W_ih is fetched once for them
-    const int tasks = static_cast<int>((total + kRows - 1) / kRows);
-    parallel_for(tasks, threads, [&](int task, int) {
-      const T* a_rows[kRows];
-      T* c_rows[kRows];
-      const int64_t start = static_cast<int64_t>(task) * kRows;
-      const int rows = static_cast<int>(std::min<int64_t>(kRows, total - start));
-      for (int d = 0; d < 2; ++d) {
-        for (int r = 0; r < rows; ++r) {
-          a_rows[r] = gate_grads[d] + (start + r) * gate_row;
-          c_rows[r] = grad_x + (start + r) * I;
+  parallel_for(input_tasks, threads, [&](int task, int slot) {
+    const W* a_rows[kRows];
+    T* c_rows[kRows];
+    W* rounded = reinterpret_cast<W*>(workspace) + static_cast<size_t>(slot) * kRows * operands;
+    const int64_t start = static_cast<int64_t>(task) * kRows;
+    const int rows = static_cast<int>(std::min<int64_t>(kRows, total - start));
+    for (int d = 0; d < 2; ++d) {
+      for (int r = 0; r < rows; ++r) {
+        const T* grads_row = gate_grads[d] + (start + r) * gate_row;
+        if constexpr (std::is_same_v<T, W>) {
+          a_rows[r] = grads_row;
+        } else {
+          W* to = rounded + static_cast<size_t>(r) * operands;
+          table.to_operand(grads_row, to, m_total);
+          a_rows[r] = to;
         }
-        table.gemm(
-            {a_rows, 1, rows, {weights.direction(d).input_t, m_total, I}, c_rows, nullptr, d == 1});
+        c_rows[r] = grad_x + (start + r) * I;
       }
-    });
-  }
+      const PackedMatrix<W> input_t{weights.direction(d).input_t, inner_size<W>(m_total), I};
+      table.gemm({a_rows, 1, rows, input_t, c_rows, nullptr, d == 1});
+    }
+  });
 
   // Inputs of each token's gates: x, and h of the step before (none at a sequence's first step).
   std::vector<const T*> x_rows(static_cast<size_t>(total)), h_rows[2];
@@ -149,7 +193,6 @@ LinearWeights<T>::LinearWeights(const T* weight, const T* bias, int N, int K)
 
 template <class T>
 void LinearWeights<T>::apply(const T* x, int64_t rows, T* out, int threads) const {
-  constexpr int kRows = 96;
   const int tasks = static_cast<int>((rows + kRows - 1) / kRows);
   parallel_for(tasks, threads, [&](int task, int) {
     const T* a_rows[kRows];
@@ -167,20 +210,20 @@ void LinearWeights<T>::apply(const T* x, int64_t rows, T* out, int threads) cons
 template <class T>
 void linear_grad(const T* x, const T* grad_out, int64_t rows, int N, int K, T* grad_weight,
                  T* grad_bias, int threads) {
-  constexpr int kRows = 128;       // of x packed at a time: the depth of one product
+  constexpr int kDepth = 128;      // rows of x packed at a time: the depth of one product
   constexpr int kMaxOutputs = 64;  // rows of a product
   const KernelTable<T>& table = kernels<T>();
   // Each task owns a range of x's columns, so every sum is one task's, in the order of rows.
   const int vecs = (K + table.lanes - 1) / table.lanes;
   const int tasks = parallel_slots(std::max(vecs / 8, 1), threads);
-  const size_t size = packed_size(kRows, K, table.lanes);
+  const size_t size = packed_size(kDepth, K, table.lanes);
   T* workspace = bilstm_workspace<T>(size * static_cast<size_t>(tasks));
   parallel_for(tasks, threads, [&](int task, int slot) {
     const int begin = std::min(K, vecs * task / tasks * table.lanes);
     const int end = std::min(K, vecs * (task + 1) / tasks * table.lanes);
     T* packed = workspace + static_cast<size_t>(slot) * size;
-    for (int64_t start = 0; start == 0 || start < rows; start += kRows) {
-      const int depth = static_cast<int>(std::min<int64_t>(kRows, rows - start));
+    for (int64_t start = 0; start == 0 || start < rows; start += kDepth) {
+      const int depth = static_cast<int>(std::min<int64_t>(kDepth, rows - start));
       pack_panels(packed, depth, end - begin, table.lanes,
                   [&](int k) { return x + (start + k) * K + begin; });
       for (int n0 = 0; n0 < N; n0 += kMaxOutputs) {
@@ -203,11 +246,11 @@ void linear_grad(const T* x, const T* grad_out, int64_t rows, int N, int K, T* g
 template <class T>
 void embedding_gather(const T* table, int embedding_size, const int32_t* ids, int64_t total, T* out,
                       int threads) {
-  constexpr int64_t kRows = 512;
+  constexpr int64_t kTokens = 512;
   const ptrdiff_t E = embedding_size;
-  parallel_for(static_cast<int>((total + kRows - 1) / kRows), threads, [&](int task, int) {
-    const int64_t start = task * kRows;
-    for (int64_t t = start; t < std::min(total, start + kRows); ++t)
+  parallel_for(static_cast<int>((total + kTokens - 1) / kTokens), threads, [&](int task, int) {
+    const int64_t start = task * kTokens;
+    for (int64_t t = start; t < std::min(total, start + kTokens); ++t)
       std::copy_n(table + ids[t] * E, E, out + t * E);
   });
 }
@@ -232,13 +275,19 @@ void embedding_grad(const int32_t* ids, const T* grad_out, int64_t total, int em
   });
 }
 
-#define XDF_INSTANTIATE(T)                                                                        \
-  template class BiLstmWeights<T>;                                                                \
-  template class LinearWeights<T>;                                                                \
-  template void bilstm_backward(const BiLstmWeights<T>&, const T*, const int32_t*, int, const T*, \
-                                const T*, const T*, T*, const LstmGrads<T>*, int);                \
-  template void linear_grad(const T*, const T*, int64_t, int, int, T*, T*, int);                  \
-  template void embedding_gather(const T*, int, const int32_t*, int64_t, T*, int);                \
+#define XDF_INSTANTIATE_BILSTM(T, W)                                                       \
+  template class BiLstmWeights<T, W>;                                                      \
+  template void bilstm_backward(const BiLstmWeights<T, W>&, const T*, const int32_t*, int, \
+                                const T*, const T*, const T*, T*, const LstmGrads<T>*, int);
+XDF_INSTANTIATE_BILSTM(float, float)
+XDF_INSTANTIATE_BILSTM(double, double)
+XDF_INSTANTIATE_BILSTM(float, Bf16Pair)
+#undef XDF_INSTANTIATE_BILSTM
+
+#define XDF_INSTANTIATE(T)                                                         \
+  template class LinearWeights<T>;                                                 \
+  template void linear_grad(const T*, const T*, int64_t, int, int, T*, T*, int);   \
+  template void embedding_gather(const T*, int, const int32_t*, int64_t, T*, int); \
   template void embedding_grad(const int32_t*, const T*, int64_t, int, int64_t, T*, int);
 XDF_INSTANTIATE(float)
 XDF_INSTANTIATE(double)

@@ -12,7 +12,8 @@
 namespace xdf {
 
 // Weights of both directions packed for the instruction set active at construction.
-template <class T>
+// W: what products take, see xdf/kernels.h; Bf16Pair needs bf16_kernels().
+template <class T, class W = T>
 class BiLstmWeights {
  public:
   // Weights of one direction in torch.nn.LSTM's layout: w_ih [4H, I], w_hh [4H, H], b_ih [4H], b_hh
@@ -28,18 +29,19 @@ class BiLstmWeights {
   int hidden_size() const { return directions_[0].hidden_size; }
   bool training() const { return directions_[0].input_t != nullptr; }
   size_t nbytes() const { return memory_.size() * sizeof(T); }
-  const LstmWeights<T>& direction(int d) const { return directions_[d]; }
-  const KernelTable<T>& table() const { return table_; }
+  const LstmWeights<T, W>& direction(int d) const { return directions_[d]; }
+  const LstmTable<T, W>& table() const { return table_; }
 
  private:
-  const KernelTable<T>& table_;
-  AlignedBuffer<T> memory_;
-  LstmWeights<T> directions_[2];
+  static_assert(sizeof(T) == sizeof(W));
+  const LstmTable<T, W>& table_;
+  AlignedBuffer<T> memory_;  // of W but for the biases
+  LstmWeights<T, W> directions_[2];
 };
 
 // out [total, 2H] from x [total, I]. reserve: lstm_reserve_size(total, H) elements, or null.
-template <class T>
-void bilstm_forward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens,
+template <class T, class W>
+void bilstm_forward(const BiLstmWeights<T, W>& weights, const T* x, const int32_t* cu_seqlens,
                     int batch, T* out, T* reserve, int threads);
 
 // Gradients of one direction, written: w_ih [4H, I], w_hh [4H, H], b [4H] (of b_ih and of b_hh
@@ -50,8 +52,8 @@ struct LstmGrads {
 };
 
 // grad_x [total, I] may be null. reserve is what bilstm_forward filled.
-template <class T>
-void bilstm_backward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens,
+template <class T, class W>
+void bilstm_backward(const BiLstmWeights<T, W>& weights, const T* x, const int32_t* cu_seqlens,
                      int batch, const T* out, const T* reserve, const T* grad_out, T* grad_x,
                      const LstmGrads<T>* grads, int threads);
 

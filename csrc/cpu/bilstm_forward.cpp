@@ -1,5 +1,7 @@
 // The forward pass over given inputs, for training and for inference: a run's phases are the input
 // half of a chunk of steps (one gemm), then each of those steps.
+#include <type_traits>
+
 #include "cpu/bilstm.h"
 #include "cpu/bilstm_plan.h"
 #include "cpu/bilstm_runs.h"
@@ -10,10 +12,14 @@ namespace {
 constexpr int64_t kPartWork = 32 * 1024;
 
 // Elements of workspace a thread needs for the run it has taken.
-size_t run_workspace(int H) {
+template <class T, class W>
+size_t run_workspace(int I, int H) {
   const size_t Hp = static_cast<size_t>(round_up(H, kHiddenAlign));
-  // input halves of a chunk; h twice; c
-  return 4 * Hp * (kInputChunkRows + kMaxGroupRows) + 3 * (Hp + kHiddenAlign) * kMaxGroupRows;
+  // input halves of a chunk; h twice; c; as operands h once more and x
+  const size_t rows = kInputChunkRows + kMaxGroupRows;
+  const size_t size = 4 * Hp * rows + 3 * (Hp + kHiddenAlign) * kMaxGroupRows;
+  if constexpr (std::is_same_v<T, W>) return size;
+  return size + (Hp + kHiddenAlign) * kMaxGroupRows + static_cast<size_t>(inner_size<W>(I)) * rows;
 }
 
 int parts_of_step(int64_t rows, int64_t H, int unit_blocks) {
@@ -21,23 +27,24 @@ int parts_of_step(int64_t rows, int64_t H, int unit_blocks) {
 }
 
 // What is the same for all runs of a call.
-template <class T>
+template <class T, class W>
 struct Call {
-  const BiLstmWeights<T>& weights;
+  const BiLstmWeights<T, W>& weights;
   const T* x;
   T* out;
   T* reserve;  // or null
   size_t reserve_direction;
 };
 
-template <class T>
-class Run : public PhasedRun<Run<T>> {
-  using Base = PhasedRun<Run<T>>;
+template <class T, class W>
+class Run : public PhasedRun<Run<T, W>> {
+  using Base = PhasedRun<Run<T, W>>;
   friend Base;
   using Base::active, Base::group_, Base::token, Base::unit_blocks_;
+  static constexpr bool kRounded = !std::is_same_v<T, W>;
 
  public:
-  void start(const Call<T>* call, const LstmGroup& group, T* workspace) {
+  void start(const Call<T, W>* call, const LstmGroup& group, T* workspace) {
     call_ = call;
     H_ = call->weights.hidden_size();
     const int Hp = round_up(H_, kHiddenAlign);
@@ -45,8 +52,9 @@ class Run : public PhasedRun<Run<T>> {
     reserve_row_ = 5 * static_cast<ptrdiff_t>(Hp);
     h_row_ = Hp + kHiddenAlign;  // an odd number of cache lines: rows share no sets
     pre_ = workspace;
-    h_ = pre_ + gate_row_ * (kInputChunkRows + kMaxGroupRows);
-    c_ = h_ + 2 * h_row_ * kMaxGroupRows;
+    c_ = pre_ + gate_row_ * (kInputChunkRows + kMaxGroupRows);
+    h_ = c_ + h_row_ * kMaxGroupRows;
+    operands_ = reinterpret_cast<W*>(h_ + (kRounded ? h_row_ * kMaxGroupRows : 0));
     rows_ = group.rows;
     chunk_end_ = 0;
     step_ = -1;
@@ -88,10 +96,23 @@ class Run : public PhasedRun<Run<T>> {
       rows = active(s, rows);
       for (int r = 0; r < rows; ++r, ++count_) {
         const ptrdiff_t t = token(r, s);
-        x_rows_[count_] = call_->x + t * call_->weights.input_size();
+        x_rows_[count_] = x_operand(call_->x + t * call_->weights.input_size());
         gate_rows_[count_] =
             call_->reserve != nullptr ? reserve() + t * reserve_row_ : pre_ + count_ * gate_row_;
       }
+    }
+  }
+
+  // A row of x as the product takes it, of row count_ of the chunk.
+  const W* x_operand(const T* x) const {
+    if constexpr (kRounded) {
+      const int I = call_->weights.input_size();
+      W* to = operands_ + 2 * h_row_ * kMaxGroupRows +
+              static_cast<ptrdiff_t>(count_) * inner_size<W>(I);
+      call_->weights.table().to_operand(x, to, I);
+      return to;
+    } else {
+      return x;
     }
   }
 
@@ -112,12 +133,12 @@ class Run : public PhasedRun<Run<T>> {
   }
 
   void do_input(int begin, int end) const {
-    const LstmWeights<T>& weights = call_->weights.direction(group_.reverse);
+    const LstmWeights<T, W>& weights = call_->weights.direction(group_.reverse);
     const int block = 4 * call_->weights.table().lanes;
     T* to[kInputChunkRows + kMaxGroupRows];
     for (int m = 0; m < count_; ++m) to[m] = gate_rows_[m] + begin * block;
-    const int I = weights.input_size;
-    const T* panels = weights.input + static_cast<ptrdiff_t>(begin) * block * I;
+    const int I = inner_size<W>(weights.input_size);
+    const W* panels = weights.input + static_cast<ptrdiff_t>(begin) * block * I;
     call_->weights.table().gemm({x_rows_,
                                  1,
                                  count_,
@@ -129,15 +150,20 @@ class Run : public PhasedRun<Run<T>> {
 
   void do_step(int begin, int end, bool descending) const {
     const int lanes = call_->weights.table().lanes;
-    LstmStepArgs<T> args;
+    LstmStepArgs<T, W> args;
     args.recurrent = call_->weights.direction(group_.reverse).recurrent;
     args.hidden_size = H_;
     args.rows = rows_;
     args.first = step_ == 0;
     args.keep_gates = call_->reserve != nullptr;
-    T* const h[2] = {h_, h_ + h_row_ * kMaxGroupRows};
+    W* const h[2] = {operands_, operands_ + h_row_ * kMaxGroupRows};
     args.h_prev = h[(step_ + 1) & 1];
-    args.h_next = h[step_ & 1];
+    if constexpr (kRounded) {
+      args.h_next = h_;
+      args.h_next_pairs = h[step_ & 1];
+    } else {
+      args.h_next = h[step_ & 1];
+    }
     args.h_stride = h_row_;
     args.input = gate_rows_ + offset_;
     // Rows that end with this step have none of the next; what is fetched then does no harm.
@@ -156,16 +182,17 @@ class Run : public PhasedRun<Run<T>> {
     return call_->reserve + (group_.reverse ? call_->reserve_direction : size_t{0});
   }
 
-  const Call<T>* call_ = nullptr;
+  const Call<T, W>* call_ = nullptr;
   int H_ = 0;
   ptrdiff_t gate_row_ = 0, reserve_row_ = 0, h_row_ = 0;
   T *pre_ = nullptr, *h_ = nullptr, *c_ = nullptr;
+  W* operands_ = nullptr;  // h twice; rounded, also the chunk's x
 
   int step_ = 0, chunk_end_ = 0, next_chunk_end_ = 0;
   int rows_ = 0;    // of the current step
   int count_ = 0;   // rows of the chunk's input half
   int offset_ = 0;  // of the current step among them
-  const T* x_rows_[kInputChunkRows + kMaxGroupRows];
+  const W* x_rows_[kInputChunkRows + kMaxGroupRows];
   T* gate_rows_[kInputChunkRows + kMaxGroupRows];
   T* c_rows_[kMaxGroupRows];
   T* out_rows_[kMaxGroupRows];
@@ -173,26 +200,29 @@ class Run : public PhasedRun<Run<T>> {
 
 }  // namespace
 
-template <class T>
-void bilstm_forward(const BiLstmWeights<T>& weights, const T* x, const int32_t* cu_seqlens,
+template <class T, class W>
+void bilstm_forward(const BiLstmWeights<T, W>& weights, const T* x, const int32_t* cu_seqlens,
                     int batch, T* out, T* reserve, int threads) {
   if (threads <= 0) threads = default_threads();
   const int H = weights.hidden_size();
   const Plan plan(cu_seqlens, batch, threads);
   if (plan.tasks() == 0) return;
-  const Call<T> call{weights, x, out, reserve, lstm_reserve_size(cu_seqlens[batch], H) / 2};
+  const Call<T, W> call{weights, x, out, reserve, lstm_reserve_size(cu_seqlens[batch], H) / 2};
   const int unit_blocks = (H + weights.table().lanes - 1) / weights.table().lanes;
   const int slots =
       std::min(threads, plan.tasks() * parts_of_step(plan.group(0).rows, H, unit_blocks));
-  const size_t size = run_workspace(H);
+  const size_t size = run_workspace<T, W>(weights.input_size(), H);
   T* workspace = bilstm_workspace<T>(size * static_cast<size_t>(slots));
-  complete_runs<Run<T>>(plan, slots, threads, [&](Run<T>& run, const LstmGroup& group, int slot) {
+  using OwnRun = Run<T, W>;
+  complete_runs<OwnRun>(plan, slots, threads, [&](OwnRun& run, const LstmGroup& group, int slot) {
     run.start(&call, group, workspace + static_cast<size_t>(slot) * size);
   });
 }
 
 template void bilstm_forward(const BiLstmWeights<float>&, const float*, const int32_t*, int, float*,
                              float*, int);
+template void bilstm_forward(const BiLstmWeights<float, Bf16Pair>&, const float*, const int32_t*,
+                             int, float*, float*, int);
 template void bilstm_forward(const BiLstmWeights<double>&, const double*, const int32_t*, int,
                              double*, double*, int);
 

@@ -42,7 +42,10 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
   friend Base;
   using Base::active, Base::group_, Base::token, Base::unit_blocks_;
   static constexpr bool kInt8 = std::is_same_v<W, int8_t>;
-  using Hidden = std::conditional_t<kInt8, uint8_t, float>;
+  static constexpr bool kPairs = std::is_same_v<W, Bf16Pair>;
+  // What the recurrence takes, and what the output layer gets.
+  using Hidden = std::conditional_t<kInt8, uint8_t, std::conditional_t<kPairs, W, float>>;
+  using Out = std::conditional_t<kInt8, uint8_t, float>;
 
  public:
   struct Call {
@@ -53,11 +56,12 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
     int threads;
   };
 
-  // Bytes a thread needs for the run it has taken: h twice, c, gates.
+  // Bytes a thread needs for the run it has taken: h twice, c, gates, h before it is rounded.
   static size_t workspace_nbytes(int H) {
     const size_t gates = kInt8 ? 0 : 4 * static_cast<size_t>(round_up(H, kHiddenAlign));
+    const size_t unrounded = kPairs ? hidden_row(H) : 0;
     return kMaxGroupRows *
-           (2 * hidden_row(H) * sizeof(Hidden) + (cell_row(H) + gates) * sizeof(float));
+           (2 * hidden_row(H) * sizeof(Hidden) + (cell_row(H) + gates + unrounded) * sizeof(float));
   }
 
   void start(const Call* call, const LstmGroup& group, char* workspace) {
@@ -72,6 +76,7 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
     if constexpr (kInt8) std::memset(workspace, kInt8HiddenZero, at - workspace);
     float* c = reinterpret_cast<float*>(at);
     float* gates = c + kMaxGroupRows * cell_row(H_);
+    unrounded_ = gates + kMaxGroupRows * 4 * round_up(H_, kHiddenAlign);
     for (int r = 0; r < kMaxGroupRows; ++r) {
       c_rows_[r] = c + r * cell_row(H_);
       gate_rows_[r] = gates + 4 * r * static_cast<ptrdiff_t>(round_up(H_, kHiddenAlign));
@@ -110,8 +115,8 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
       const ptrdiff_t t = token(r, step_);
       input_[r] = step_ == 0 ? row_of(t) : next_input_[r];
       next_input_[r] = r < next_rows ? row_of(token(r, step_ + 1)) : input_[r];
-      Hidden* out = reinterpret_cast<Hidden*>(
-          call_->out + t * static_cast<ptrdiff_t>(call_->model.hidden_nbytes()));
+      Out* out = reinterpret_cast<Out*>(call_->out +
+                                        t * static_cast<ptrdiff_t>(call_->model.hidden_nbytes()));
       out_rows_[r] = group_.reverse ? out + H_ : out;
     }
     return true;
@@ -125,6 +130,7 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
       LstmInt8StepArgs args;
       args.recurrent = model.int8_recurrent_[d].view();
       args.descending = descending;
+      args.h_next = h_[step_ & 1];
       fill(args, begin * lanes, std::min(end * lanes, H_));
       model.inference_.lstm_step_int8(args);
     } else {
@@ -135,10 +141,17 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
       args.c_prev = 0;
       args.descending = descending;
       fill(args, begin * lanes, std::min(end * lanes, H_));
-      if constexpr (std::is_same_v<W, float>)
-        model.kernels_.lstm_step(args);
-      else
-        model.inference_.lstm_step_bf16(args);
+      if constexpr (kPairs) {
+        args.h_next = unrounded_;
+        args.h_next_pairs = h_[step_ & 1];
+        model.inference_.lstm_step_bf16_pairs(args);
+      } else {
+        args.h_next = h_[step_ & 1];
+        if constexpr (std::is_same_v<W, float>)
+          model.kernels_.lstm_step(args);
+        else
+          model.inference_.lstm_step_bf16(args);
+      }
     }
   }
 
@@ -148,7 +161,6 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
     args.rows = rows_;
     args.first = step_ == 0;
     args.h_prev = h_[(step_ + 1) & 1];
-    args.h_next = h_[step_ & 1];
     args.h_stride = static_cast<ptrdiff_t>(hidden_row(H_));
     args.input = input_;
     args.next_input = next_input_;
@@ -161,11 +173,12 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
   const Call* call_ = nullptr;
   int H_ = 0, step_ = 0, rows_ = 0;
   Hidden* h_[2] = {};
+  float* unrounded_ = nullptr;
   const In* input_[kMaxGroupRows];
   const In* next_input_[kMaxGroupRows];
   float* gate_rows_[kMaxGroupRows];
   float* c_rows_[kMaxGroupRows];
-  Hidden* out_rows_[kMaxGroupRows];
+  Out* out_rows_[kMaxGroupRows];
 };
 
 size_t TokenBiLstm::row_nbytes(Precision precision, int hidden_size) {
@@ -181,6 +194,7 @@ TokenBiLstm::TokenBiLstm(Precision precision, const Sizes& sizes, const float* e
       sizes_(sizes),
       kernels_(::xdf::kernels<float>()),
       inference_(inference_kernels()),
+      bf16_(bf16_kernels()),
       embedding_(embedding),
       row_nbytes_(row_nbytes(precision, sizes.hidden_size)) {
   pack(0, forward);
@@ -219,6 +233,10 @@ void TokenBiLstm::pack(int d, const Direction& from) {
   if (precision_ == Precision::kFloat32) {
     char* recurrent = recurrent_[d].reserve(weights * sizeof(float));
     pack_gates(reinterpret_cast<float*>(recurrent), from.w_hh, H, H, lanes);
+  } else if (precision_ == Precision::kBf16 && bf16_ != nullptr) {
+    const size_t pairs = static_cast<size_t>(columns) * static_cast<size_t>(pair_count(H));
+    char* recurrent = recurrent_[d].reserve(pairs * sizeof(Bf16Pair));
+    pack_gate_pairs(*bf16_, reinterpret_cast<Bf16Pair*>(recurrent), from.w_hh, H, H);
   } else if (precision_ == Precision::kBf16) {
     std::vector<float> packed(weights);
     pack_gates(packed.data(), from.w_hh, H, H, lanes);
@@ -312,6 +330,8 @@ void TokenBiLstm::forward(const int32_t* ids, const int32_t* cu_seqlens, int bat
   };
   if (precision_ == Precision::kFloat32)
     run_in(&TokenBiLstm::run<float, float>);
+  else if (precision_ == Precision::kBf16 && bf16_ != nullptr)
+    run_in(&TokenBiLstm::run<Bf16Pair, Half>);
   else if (precision_ == Precision::kBf16)
     run_in(&TokenBiLstm::run<Bf16, Half>);
   else

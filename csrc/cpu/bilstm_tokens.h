@@ -13,8 +13,10 @@
 namespace xdf {
 
 // kFloat32: everything in float. kBf16: table rows in half precision (at the same size three bits
-// better than bfloat16), recurrent weights in bfloat16, arithmetic in float. kInt8: table rows in
-// half precision, the recurrence as LstmInt8StepArgs says.
+// better than bfloat16), recurrent weights in bfloat16; where the instruction set multiplies
+// bfloat16 the hidden states are rounded to it on their way into the recurrence, else they are not;
+// all other arithmetic in float. kInt8: table rows in half precision, the recurrence as
+// LstmInt8StepArgs says.
 enum class Precision { kFloat32, kBf16, kInt8 };
 
 class TokenBiLstm {
@@ -69,6 +71,7 @@ class TokenBiLstm {
   Sizes sizes_;
   const KernelTable<float>& kernels_;
   const InferenceTable& inference_;
+  const LstmTable<float, Bf16Pair>* bf16_;  // null where bfloat16 is only how weights are kept
   const float* embedding_;
   size_t row_nbytes_;
   AlignedBuffer<float> input_;  // of both directions: panels of W_ih, then the bias

@@ -28,6 +28,12 @@ XDF_DECLARE_ISA(avx512)
 #ifdef XDF_HAVE_avx512vnni
 XDF_DECLARE_ISA(avx512vnni)
 #endif
+#ifdef XDF_HAVE_avx512bf16
+XDF_DECLARE_ISA(avx512bf16)
+namespace avx512bf16 {
+extern const LstmTable<float, Bf16Pair> table_bf16;
+}
+#endif
 #ifdef XDF_HAVE_neondot
 XDF_DECLARE_ISA(neondot)
 #endif
@@ -40,6 +46,7 @@ struct Isa {
   const KernelTable<float>* table;
   const InferenceTable* inference;
   bool available;
+  const LstmTable<float, Bf16Pair>* bf16 = nullptr;
 };
 
 // __builtin_cpu_supports also asks the operating system (XGETBV) whether it saves the registers.
@@ -55,6 +62,7 @@ const std::vector<Isa>& isas() {
 #ifdef XDF_EMULATE
     isas.push_back(XDF_ISA_ENTRY(avx512, has_avx2));
     isas.push_back(XDF_ISA_ENTRY(avx512vnni, has_avx2));
+    isas.push_back(XDF_ISA_ENTRY(avx512bf16, has_avx2));
 #else
 #ifdef XDF_HAVE_avx512
     const bool has_avx512 =
@@ -63,8 +71,15 @@ const std::vector<Isa>& isas() {
     isas.push_back(XDF_ISA_ENTRY(avx512, has_avx512));
 #endif
 #ifdef XDF_HAVE_avx512vnni
-    isas.push_back(XDF_ISA_ENTRY(avx512vnni, has_avx512 && __builtin_cpu_supports("avx512vnni")));
+    const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
+    isas.push_back(XDF_ISA_ENTRY(avx512vnni, has_vnni));
 #endif
+#ifdef XDF_HAVE_avx512bf16
+    isas.push_back(XDF_ISA_ENTRY(avx512bf16, has_vnni && __builtin_cpu_supports("avx512bf16")));
+#endif
+#endif
+#ifdef XDF_HAVE_avx512bf16
+    isas.back().bf16 = &avx512bf16::table_bf16;
 #endif
 #ifdef XDF_HAVE_neondot
     isas.push_back(XDF_ISA_ENTRY(neondot, (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0));
@@ -141,6 +156,10 @@ const KernelTable<float>& kernels<float>() {
 
 const InferenceTable& inference_kernels() {
   return *current().inference;
+}
+
+const LstmTable<float, Bf16Pair>* bf16_kernels() {
+  return current().bf16;
 }
 
 template <>

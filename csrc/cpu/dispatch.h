@@ -24,4 +24,7 @@ const KernelTable<T>& kernels();
 
 const InferenceTable& inference_kernels();
 
+// Null where the active set does not multiply bfloat16.
+const LstmTable<float, Bf16Pair>* bf16_kernels();
+
 }  // namespace xdf

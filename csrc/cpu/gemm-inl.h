@@ -50,9 +50,9 @@ XDF_INLINE void prefetch_lines(const void* from) {
 }
 
 // acc[r][p][v] += sum_{k < K} a[r][k * a_stride] * B[k][v] of panel p, which starts at panel + p *
-// panel_stride; B may be stored in fewer bits than T
-template <bool kPrefetch, class T, class W, int MR, int P, int NV>
-XDF_INLINE void tile_multiply(const T* const (&a)[MR], ptrdiff_t a_stride, const W* panel,
+// panel_stride; B may be stored in fewer bits than A, and T = float, A = Bf16Pair
+template <bool kPrefetch, class T, class A, class W, int MR, int P, int NV>
+XDF_INLINE void tile_multiply(const A* const (&a)[MR], ptrdiff_t a_stride, const W* panel,
                               ptrdiff_t panel_stride, int K, Prefetch ahead,
                               Vec<T> (&acc)[MR][P][NV]) {
   constexpr int lanes = Vec<T>::lanes;
@@ -64,14 +64,14 @@ XDF_INLINE void tile_multiply(const T* const (&a)[MR], ptrdiff_t a_stride, const
     }
     XDF_UNROLL
     for (int p = 0; p < P; ++p) {
-      Vec<T> b[NV];
+      Vec<A> b[NV];
       XDF_UNROLL
-      for (int v = 0; v < NV; ++v) b[v] = Vec<T>::load(panel + p * panel_stride + v * lanes);
+      for (int v = 0; v < NV; ++v) b[v] = Vec<A>::load(panel + p * panel_stride + v * lanes);
       XDF_UNROLL
       for (int r = 0; r < MR; ++r) {
-        const Vec<T> value = Vec<T>::set1(a[r][at]);
+        const Vec<A> value = Vec<A>::set1(a[r][at]);
         XDF_UNROLL
-        for (int v = 0; v < NV; ++v) acc[r][p][v] = Vec<T>::fma(value, b[v], acc[r][p][v]);
+        for (int v = 0; v < NV; ++v) acc[r][p][v] = multiply_add(value, b[v], acc[r][p][v]);
       }
     }
     at += a_stride;
@@ -91,12 +91,12 @@ XDF_INLINE int k_block(int K, int columns) {
 enum class Start { kZero, kBias, kAccumulate };
 
 // Rows [m, m + MR) and P panels of NV registers from column `col`, k in [k0, k0 + K).
-template <class T, int MR, int P, int NV>
-static void gemm_tile(const GemmArgs<T>& args, int m, const T* panel, int k0, int K, int col,
+template <int MR, int P, int NV, class T, class W>
+static void gemm_tile(const GemmArgs<T, W>& args, int m, const W* panel, int k0, int K, int col,
                       Start start) {
   constexpr int lanes = Vec<T>::lanes;
   const int N = args.b.N;
-  const T* a[MR];
+  const W* a[MR];
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) a[r] = args.a_rows[m + r] + k0 * args.a_stride;
   Vec<T> acc[MR][P][NV];
@@ -125,20 +125,20 @@ static void gemm_tile(const GemmArgs<T>& args, int m, const T* panel, int k0, in
 }
 
 // A tile of `rows` rows, at most MR.
-template <class T, int P, int NV, int MR>
-XDF_INLINE void gemm_tile_of(int rows, const GemmArgs<T>& args, int m, const T* panel, int k0,
+template <int P, int NV, int MR, class T, class W>
+XDF_INLINE void gemm_tile_of(int rows, const GemmArgs<T, W>& args, int m, const W* panel, int k0,
                              int K, int col, Start start) {
   if constexpr (MR > 1) {
-    if (rows < MR) return gemm_tile_of<T, P, NV, MR - 1>(rows, args, m, panel, k0, K, col, start);
+    if (rows < MR) return gemm_tile_of<P, NV, MR - 1>(rows, args, m, panel, k0, K, col, start);
   }
-  gemm_tile<T, MR, P, NV>(args, m, panel, k0, K, col, start);
+  gemm_tile<MR, P, NV>(args, m, panel, k0, K, col, start);
 }
 
 // P panels of NV registers each, all rows, at most MR of them at a time.
-template <class T, int P, int NV, int MR = kTileRows>
-static void gemm_panels(const GemmArgs<T>& args, const T* panel, int col) {
+template <int P, int NV, int MR = kTileRows, class T, class W>
+static void gemm_panels(const GemmArgs<T, W>& args, const W* panel, int col) {
   const int K = args.b.K;
-  const int depth = k_block<T>(K, NV * Vec<T>::lanes);
+  const int depth = k_block<W>(K, NV * Vec<T>::lanes);
   Start start =
       args.accumulate ? Start::kAccumulate : (args.bias != nullptr ? Start::kBias : Start::kZero);
   int k0 = 0;
@@ -146,7 +146,7 @@ static void gemm_panels(const GemmArgs<T>& args, const T* panel, int col) {
     const int k = K - k0 < depth ? K - k0 : depth;
     for (int m = 0; m < args.M;) {
       const int rows = next_tile_rows(args.M - m);
-      gemm_tile_of<T, P, NV, MR>(rows, args, m, panel, k0, k, col, start);
+      gemm_tile_of<P, NV, MR>(rows, args, m, panel, k0, k, col, start);
       m += rows;
     }
     start = Start::kAccumulate;
@@ -154,23 +154,23 @@ static void gemm_panels(const GemmArgs<T>& args, const T* panel, int col) {
   } while (k0 < K);
 }
 
-template <class T>
-static void gemm(const GemmArgs<T>& args) {
+template <class T, class W>
+static void gemm(const GemmArgs<T, W>& args) {
   constexpr int lanes = Vec<T>::lanes;
   const int num_vecs = (args.b.N + lanes - 1) / lanes;
   const int pairs = num_vecs / 2;  // panels of two registers; they come first
   const ptrdiff_t panel_size = static_cast<ptrdiff_t>(args.b.K) * 2 * lanes;
-  const T* panel = args.b.data;
+  const W* panel = args.b.data;
   int p = 0;
   // Few rows: several panels at a time, for as many sums in flight.
   if (args.M == 1)
     for (; p + 4 <= pairs; p += 4)
-      gemm_panels<T, 4, 2, 1>(args, panel + p * panel_size, 2 * p * lanes);
+      gemm_panels<4, 2, 1>(args, panel + p * panel_size, 2 * p * lanes);
   if (args.M <= 3)
     for (; p + 2 <= pairs; p += 2)
-      gemm_panels<T, 2, 2, 3>(args, panel + p * panel_size, 2 * p * lanes);
-  for (; p < pairs; ++p) gemm_panels<T, 1, 2>(args, panel + p * panel_size, 2 * p * lanes);
-  if (num_vecs % 2 != 0) gemm_panels<T, 1, 1>(args, panel + p * panel_size, 2 * p * lanes);
+      gemm_panels<2, 2, 3>(args, panel + p * panel_size, 2 * p * lanes);
+  for (; p < pairs; ++p) gemm_panels<1, 2>(args, panel + p * panel_size, 2 * p * lanes);
+  if (num_vecs % 2 != 0) gemm_panels<1, 1>(args, panel + p * panel_size, 2 * p * lanes);
 }
 
 }  // namespace XDF_ISA

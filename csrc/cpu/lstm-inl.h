@@ -26,6 +26,11 @@ namespace XDF_ISA {
 
 constexpr int kL2Bytes = 768 * 1024;  // weights that stay in it from step to step, about
 
+template <class W>
+constexpr bool kPairs = false;
+template <>
+constexpr bool kPairs<Bf16Pair> = true;
+
 // From the pre-activations of `lanes` units of one row to c and h.
 template <class T, class W, class In>
 XDF_INLINE void lstm_cell(const LstmStepArgs<T, W, In>& args, int row, int unit, Vec<T> a_i,
@@ -44,6 +49,8 @@ XDF_INLINE void lstm_cell(const LstmStepArgs<T, W, In>& args, int row, int unit,
   const Vec<T> h = (o.num * tanh_c.num) / (o.den * tanh_c.den);
   c.store(c_at);
   h.store(args.h_next + row * args.h_stride + unit);
+  if constexpr (kPairs<W>)
+    h.store(reinterpret_cast<Bf16*>(args.h_next_pairs + row * args.h_stride) + unit);
   if (args.keep_gates) {
     T* gates = args.gates[row] + 4 * unit;
     (i.num / i.den).store(gates);
@@ -74,7 +81,7 @@ static void lstm_tile(const LstmStepArgs<T, W, In>& args, int m, const W* panel,
     }
   }
   if (!args.first) {
-    const T* h_prev[MR];
+    const typename LstmStepArgs<T, W, In>::Operand* h_prev[MR];
     if (k0 == 0) {
       // What the same rows need next: long out of the first two levels, or never in them.
       XDF_UNROLL
@@ -93,7 +100,7 @@ static void lstm_tile(const LstmStepArgs<T, W, In>& args, int m, const W* panel,
     for (int r = 0; r < MR; ++r) h_prev[r] = args.h_prev + (m + r) * args.h_stride + k0;
     tile_multiply<kPrefetch>(h_prev, 1, panel, 0, K, ahead, acc);
   }
-  const bool complete = kLastPair && k0 + K == args.hidden_size;
+  const bool complete = kLastPair && k0 + K == inner_size<W>(args.hidden_size);
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
     if (complete) {
@@ -122,15 +129,15 @@ template <bool kPrefetch, bool kLastPair, class T, class W, class In>
 XDF_INLINE void lstm_panel(const LstmStepArgs<T, W, In>& args, const W* panel, int unit,
                            const W* next_panel) {
   constexpr int columns = 2 * Vec<T>::lanes;
-  const int H = args.hidden_size;
-  const int depth = k_block<T>(H, columns);
+  const int whole = inner_size<W>(args.hidden_size);
+  const int depth = k_block<T>(whole, columns);
   const int tiles = (args.rows + kTileRows - 1) / kTileRows;
   const int share = (columns * static_cast<int>(sizeof(W)) + tiles - 1) / tiles;
   if (args.first && !kLastPair) return;  // no product to add
-  for (int k0 = args.first ? (H - 1) / depth * depth : 0; k0 < H; k0 += depth) {
-    const int k = H - k0 < depth ? H - k0 : depth;
+  for (int k0 = args.first ? (whole - 1) / depth * depth : 0; k0 < whole; k0 += depth) {
+    const int k = whole - k0 < depth ? whole - k0 : depth;
     const W* piece = panel + static_cast<ptrdiff_t>(k0) * columns;
-    const W* next = k0 + k < H ? piece + static_cast<ptrdiff_t>(k) * columns : next_panel;
+    const W* next = k0 + k < whole ? piece + static_cast<ptrdiff_t>(k) * columns : next_panel;
     Prefetch ahead{reinterpret_cast<const char*>(next), share};
     for (int m = 0; m < args.rows;) {
       const int rows = next_tile_rows(args.rows - m);
@@ -144,7 +151,7 @@ XDF_INLINE void lstm_panel(const LstmStepArgs<T, W, In>& args, const W* panel, i
 template <bool kPrefetch, class T, class W, class In>
 static void lstm_units(const LstmStepArgs<T, W, In>& args, int begin, int end) {
   constexpr int lanes = Vec<T>::lanes;
-  const ptrdiff_t panel_size = static_cast<ptrdiff_t>(args.hidden_size) * 2 * lanes;
+  const ptrdiff_t panel_size = static_cast<ptrdiff_t>(inner_size<W>(args.hidden_size)) * 2 * lanes;
   for (int n = begin; n < end; ++n) {
     const int block = args.descending ? begin + end - 1 - n : n;
     const W* panel = args.recurrent + 2 * block * panel_size;
@@ -159,10 +166,10 @@ static void lstm_units(const LstmStepArgs<T, W, In>& args, int begin, int end) {
 template <int MR, int U, class T, class W, class In>
 static void lstm_few_rows(const LstmStepArgs<T, W, In>& args, int block) {
   constexpr int lanes = Vec<T>::lanes;
-  const int H = args.hidden_size;
-  const ptrdiff_t panel_size = static_cast<ptrdiff_t>(H) * 2 * lanes;
+  const int K = inner_size<W>(args.hidden_size);
+  const ptrdiff_t panel_size = static_cast<ptrdiff_t>(K) * 2 * lanes;
   Vec<T> acc[MR][2 * U][2];
-  const T* h_prev[MR];
+  const typename LstmStepArgs<T, W, In>::Operand* h_prev[MR];
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
     h_prev[r] = args.h_prev + r * args.h_stride;
@@ -173,7 +180,7 @@ static void lstm_few_rows(const LstmStepArgs<T, W, In>& args, int block) {
       acc[r][v / 2][v % 2] = Vec<T>::load(args.input[r] + (block * 4 + v) * lanes);
   }
   if (!args.first)
-    tile_multiply<false>(h_prev, 1, args.recurrent + 2 * block * panel_size, panel_size, H, {},
+    tile_multiply<false>(h_prev, 1, args.recurrent + 2 * block * panel_size, panel_size, K, {},
                          acc);
   XDF_UNROLL
   for (int r = 0; r < MR; ++r) {
@@ -212,7 +219,7 @@ static void lstm_write_out(const LstmStepArgs<T, W, In>& args) {
 template <class T, class W, class In>
 static void lstm_step(const LstmStepArgs<T, W, In>& args) {
   constexpr int lanes = Vec<T>::lanes;
-  const ptrdiff_t H = args.hidden_size;
+  const ptrdiff_t H = args.hidden_size, K = inner_size<W>(args.hidden_size);
   const int begin = args.unit_begin / lanes, end = (args.unit_end + lanes - 1) / lanes;
   if (args.rows == 1)
     lstm_units_few_rows<1, 2>(args, begin, end);
@@ -220,7 +227,7 @@ static void lstm_step(const LstmStepArgs<T, W, In>& args) {
     lstm_units_few_rows<2, 1>(args, begin, end);
   else if (args.rows == 3 && sizeof(W) == sizeof(T))  // else widening takes too many registers
     lstm_units_few_rows<3, 1>(args, begin, end);
-  else if (4 * H * H * static_cast<ptrdiff_t>(sizeof(W)) > kL2Bytes)
+  else if (4 * H * K * static_cast<ptrdiff_t>(sizeof(W)) > kL2Bytes)
     lstm_units<true>(args, begin, end);
   else
     lstm_units<false>(args, begin, end);

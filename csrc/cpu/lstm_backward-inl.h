@@ -11,6 +11,7 @@
 // the end, where every register of the tile is busy, and dx = W_ih^T da is an ordinary gemm.
 #pragma once
 
+#include "cpu/half-inl.h"
 #include "cpu/lstm-inl.h"
 
 namespace xdf {
@@ -47,8 +48,8 @@ static void lstm_cell_backward(const T* gates, T* gate_grads, const T* c, const 
   }
 }
 
-template <class T>
-static void lstm_backward(const LstmBackwardArgs<T>& args) {
+template <class T, class W>
+static void lstm_backward(const LstmBackwardArgs<T, W>& args) {
   constexpr int lanes = Vec<T>::lanes;
   const LstmGroup& group = args.group;
   const int H = args.weights.hidden_size;
@@ -61,7 +62,9 @@ static void lstm_backward(const LstmBackwardArgs<T>& args) {
   // Zero for each row's last step, and for ever in the units beyond H.
   for (ptrdiff_t n = 0; n < 2 * row * kMaxGroupRows; ++n) args.workspace[n] = T(0);
 
-  const T* gate_rows[kMaxGroupRows];
+  const int K = 4 * round_up(H, lanes);
+  W* operands = reinterpret_cast<W*>(dc + row * kMaxGroupRows);  // of Bf16Pair
+  const W* gate_rows[kMaxGroupRows];
   T* dh_rows[kMaxGroupRows];
   int active = 0;
   for (int s = group.length[0] - 1; s >= 0; --s) {
@@ -75,46 +78,63 @@ static void lstm_backward(const LstmBackwardArgs<T>& args) {
       dh_rows[r] = dh + r * row;
       lstm_cell_backward(gates, gate_grads, c, c_prev, args.grad_out + token * args.grad_stride,
                          dh_rows[r], dc + r * row, H);
-      gate_rows[r] = gate_grads;
+      if constexpr (kPairs<W>) {
+        W* to = operands + r * 2 * row;
+        if (s > 0) to_pairs(gate_grads, to, K);
+        gate_rows[r] = to;
+      } else {
+        gate_rows[r] = gate_grads;
+      }
     }
     if (s == 0) break;
-    GemmArgs<T> recurrent{
-        gate_rows, 1,       active, {args.weights.recurrent_t, 4 * round_up(H, lanes), H},
-        dh_rows,   nullptr, false};
-    gemm<T>(recurrent);
+    gemm(GemmArgs<T, W>{gate_rows,
+                        1,
+                        active,
+                        {args.weights.recurrent_t, inner_size<W>(K), H},
+                        dh_rows,
+                        nullptr,
+                        false});
   }
 }
 
-template <class T>
+// Columns [at, at + lanes) of rows k and k + 1 (of K) as one register of operands: of floats row k
+// alone; rows of null pointers and beyond K are zero.
+template <class W, class T>
+XDF_INLINE Vec<W> grad_operand(const T* const* rows, int k, int K, int at, int N) {
+  constexpr int lanes = Vec<T>::lanes;
+  const auto part = [=](int n) -> Vec<T> {
+    if (n >= K || rows[n] == nullptr) return Vec<T>::set1(T(0));
+    return at + lanes <= N ? Vec<T>::load(rows[n] + at) : Vec<T>::load_n(rows[n] + at, N - at);
+  };
+  if constexpr (kPairs<W>)
+    return Vec<W>::of(part(k), part(k + 1));
+  else
+    return part(k);
+}
+
+template <class T, class W>
 static void lstm_weight_grad(const LstmWeightGradArgs<T>& args) {
   constexpr int lanes = Vec<T>::lanes;
-  constexpr int kGroup = 4 * lanes;  // gate columns packed together: a block of units
+  constexpr int kGroup = 4 * lanes;         // gate columns packed together: a block of units
+  constexpr int kStep = kPairs<W> ? 2 : 1;  // tokens an operand
+  constexpr int kTokens = kWeightGradTokens * kStep;
   const int H = args.hidden_size;
   const int N = args.N;
   const ptrdiff_t gates_row = 4 * static_cast<ptrdiff_t>(round_up(H, kHiddenAlign));
   const int num_vecs = (N + lanes - 1) / lanes;
-  T* packed_rows = args.workspace;
-  T* packed_gates = packed_rows + static_cast<ptrdiff_t>(kWeightGradTokens) * num_vecs * lanes;
+  W* packed_rows = reinterpret_cast<W*>(args.workspace);
+  W* packed_gates = packed_rows + static_cast<ptrdiff_t>(kWeightGradTokens) * num_vecs * lanes;
 
-  for (int64_t t0 = 0; t0 < args.total || t0 == 0; t0 += kWeightGradTokens) {
-    const int K =
-        static_cast<int>(args.total - t0 < kWeightGradTokens ? args.total - t0 : kWeightGradTokens);
+  for (int64_t t0 = 0; t0 < args.total || t0 == 0; t0 += kTokens) {
+    const int K = static_cast<int>(args.total - t0 < kTokens ? args.total - t0 : kTokens);
     const T* const* rows = args.rows + t0;
-    T* to = packed_rows;
+    W* to = packed_rows;
     int col = 0;
     for (int p = 0; p < (N > 0 ? panel_count(num_vecs) : 0); ++p) {
       const int vecs = panel_vecs(num_vecs, p);
-      for (int k = 0; k < K; ++k) {
-        for (int v = 0; v < vecs; ++v, to += lanes) {
-          const int at = col + v * lanes;
-          if (rows[k] == nullptr)
-            Vec<T>::set1(T(0)).store(to);
-          else if (at + lanes <= N)
-            Vec<T>::load(rows[k] + at).store(to);
-          else
-            Vec<T>::load_n(rows[k] + at, N - at).store(to);
-        }
-      }
+      for (int k = 0; k < K; k += kStep)
+        for (int v = 0; v < vecs; ++v, to += lanes)
+          grad_operand<W>(rows, k, K, col + v * lanes, N).store(to);
       col += vecs * lanes;
     }
 
@@ -122,16 +142,23 @@ static void lstm_weight_grad(const LstmWeightGradArgs<T>& args) {
       const T* gates = args.gate_grads + t0 * gates_row + m0;
       const int unit = m0 / 4;
       const int valid = H - unit < lanes ? H - unit : lanes;
-      const T* a_rows[kGroup];
+      const W* a_rows[kGroup];
       T* c_rows[kGroup];
       int M = 0;
       for (int gate = 0; gate < 4; ++gate) {
-        T* packed = packed_gates + gate * lanes;
+        W* packed = packed_gates + gate * lanes;
+        const T* from = gates + gate * lanes;
         Vec<T> sum = Vec<T>::set1(T(0));
-        for (int k = 0; k < K; ++k) {
-          const Vec<T> value = Vec<T>::load(gates + k * gates_row + gate * lanes);
-          value.store(packed + k * kGroup);
+        for (int k = 0; k < K; k += kStep, from += kStep * gates_row) {
+          const Vec<T> value = Vec<T>::load(from);
           sum = sum + value;
+          if constexpr (kPairs<W>) {
+            const Vec<T> next = k + 1 < K ? Vec<T>::load(from + gates_row) : Vec<T>::set1(T(0));
+            sum = sum + next;
+            Vec<W>::of(value, next).store(packed + k / kStep * kGroup);
+          } else {
+            value.store(packed + k * kGroup);
+          }
         }
         const int row = gate * H + unit;  // of torch's order
         if (args.grad_bias != nullptr) {
@@ -144,8 +171,8 @@ static void lstm_weight_grad(const LstmWeightGradArgs<T>& args) {
           c_rows[M] = args.grad + static_cast<ptrdiff_t>(row + lane) * N;
         }
       }
-      GemmArgs<T> product{a_rows, kGroup, M, {packed_rows, K, N}, c_rows, nullptr, t0 > 0};
-      gemm<T>(product);
+      gemm(GemmArgs<T, W>{
+          a_rows, kGroup, M, {packed_rows, inner_size<W>(K), N}, c_rows, nullptr, t0 > 0});
     }
   }
 }

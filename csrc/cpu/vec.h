@@ -302,6 +302,12 @@ struct Vec<float> {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
+#if defined(XDF_ISA_avx512bf16)
+  // To nearest even; subnormal numbers become zero, as in products.
+  XDF_MEMBER void store(Bf16* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
+  }
+#endif
   XDF_MEMBER void store(float* p) const { _mm512_storeu_ps(p, v); }
   static XDF_MEMBER Vec load_n(const float* p, int n) {
     return {_mm512_maskz_loadu_ps(mask(n), p)};
@@ -328,6 +334,29 @@ struct Vec<float> {
   static XDF_MEMBER Vec pow2(Vec n) {
     const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(i, 23))};
+  }
+};
+#endif
+
+#if defined(XDF_ISA_avx512bf16)
+template <>
+struct Vec<Bf16Pair> {
+  static constexpr int lanes = 16;
+  __m512i v;
+
+  static XDF_MEMBER Vec set1(const Bf16Pair& x) {
+    int32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof(bits));
+    return {_mm512_set1_epi32(bits)};
+  }
+  static XDF_MEMBER Vec load(const Bf16Pair* p) { return {_mm512_loadu_si512(p)}; }
+  XDF_MEMBER void store(Bf16Pair* p) const { _mm512_storeu_si512(p, v); }
+  // Lane by lane, first as the lower half.
+  static XDF_MEMBER Vec of(Vec<float> first, Vec<float> second) {
+    const __m256i low = (__m256i)_mm512_cvtneps_pbh(first.v);
+    const __m256i high = (__m256i)_mm512_cvtneps_pbh(second.v);
+    return {_mm512_or_si512(_mm512_cvtepu16_epi32(low),
+                            _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16))};
   }
 };
 #endif
@@ -383,6 +412,18 @@ struct Vec<float> {
     return {vreinterpretq_f32_s32(vshlq_n_s32(i, 23))};
   }
 };
+#endif
+
+// sum + a b, lane by lane.
+template <class T>
+XDF_INLINE Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> sum) {
+  return Vec<T>::fma(a, b, sum);
+}
+#if defined(XDF_ISA_avx512bf16)
+// Both products of a pair; the instruction takes subnormal numbers for zero.
+XDF_INLINE Vec<float> multiply_add(Vec<Bf16Pair> a, Vec<Bf16Pair> b, Vec<float> sum) {
+  return {_mm512_dpbf16_ps(sum.v, (__m512bh)a.v, (__m512bh)b.v)};
+}
 #endif
 
 }  // namespace XDF_ISA

@@ -32,6 +32,18 @@ constexpr int round_up(int n, int multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+// Kernels are named by T, in which sums, gates and cell states are kept, and W, what products take.
+// W = T but for W = Bf16Pair with T = float: there operands are rounded to bfloat16, sums are not,
+// and every inner dimension is counted in pairs, an odd one filled up with a zero.
+template <class W>
+constexpr int inner_size(int n) {
+  return n;
+}
+template <>
+constexpr int inner_size<Bf16Pair>(int n) {
+  return pair_count(n);
+}
+
 // A matrix B[K, N] packed for the kernel `gemm`: cut into panels of 1 or 2 registers of columns,
 // each panel stored as [K][its columns]; columns beyond N are zero.
 template <class T>
@@ -52,12 +64,12 @@ inline int panel_vecs(int num_vecs, int p) {
 }
 
 // C[m, :] = init[m, :] + sum_k A[m, k] B[k, :], k ascending.
-template <class T>
+template <class T, class W = T>
 struct GemmArgs {
-  const T* const* a_rows;  // [M] row pointers; element k of row m is a_rows[m][k * a_stride]
+  const W* const* a_rows;  // [M] row pointers; element k of row m is a_rows[m][k * a_stride]
   ptrdiff_t a_stride;      // elements between consecutive k
   int M;
-  PackedMatrix<T> b;
+  PackedMatrix<W> b;
   T* const* c_rows;  // [M] row pointers to N elements
   const T* bias;     // [num_vecs * lanes] start value of every row, or null for zero
   bool accumulate;   // start from what C holds; bias must be null
@@ -67,16 +79,16 @@ struct GemmArgs {
 // "Interleaved" order of the 4 * Hp gate columns: blocks of `lanes` hidden units; in a block the
 // gates i, f, g, o (torch.nn.LSTM's order), each of `lanes` units. Units beyond H have zero
 // weights.
-template <class T>
+template <class T, class W = T>
 struct LstmWeights {
   int input_size;
   int hidden_size;
-  const T* input;  // PackedMatrix of W_ih^T: K = I, N = 4 * round_up(H, lanes) interleaved columns
-  const T* recurrent;  // PackedMatrix of W_hh^T: K = H, the same N
+  const W* input;  // PackedMatrix of W_ih^T: K = I, N = 4 * round_up(H, lanes) interleaved columns
+  const W* recurrent;  // PackedMatrix of W_hh^T: K = H, the same N
   const T* bias;       // [4 * Hp] interleaved, b_ih + b_hh
   // For the backward pass only, else null:
-  const T* input_t;      // PackedMatrix of W_ih: K = 4 * round_up(H, lanes) interleaved rows, N = I
-  const T* recurrent_t;  // PackedMatrix of W_hh: the same K, N = H
+  const W* input_t;      // PackedMatrix of W_ih: K = 4 * round_up(H, lanes) interleaved rows, N = I
+  const W* recurrent_t;  // PackedMatrix of W_hh: the same K, N = H
 };
 
 // One group of sequences run in one direction. Sequences are given in order of descending length,
@@ -97,18 +109,30 @@ inline size_t lstm_reserve_size(int64_t total, int hidden_size) {
          static_cast<size_t>(round_up(hidden_size, kHiddenAlign));
 }
 
+// What recurrent weights of type W are multiplied with: T, but for Bf16Pair.
+template <class T, class W>
+struct LstmOperand {
+  using type = T;
+};
+template <>
+struct LstmOperand<float, Bf16Pair> {
+  using type = Bf16Pair;
+};
+
 // One step of a group: h_t = o * tanh(c_t), c_t = f * c_{t-1} + i * g, for a range of hidden units.
 // Ranges of the same step do not depend on one another. W: type of the recurrent weights, In: of
 // the input half.
 template <class T, class W = T, class In = T>
 struct LstmStepArgs {
+  using Operand = typename LstmOperand<T, W>::type;
   const W* recurrent;  // as in LstmWeights
   int hidden_size;
-  int rows;         // those still running, 1 .. kMaxGroupRows
-  bool first;       // h_{t-1} = c_{t-1} = 0, neither is read
-  bool keep_gates;  // for the backward pass
-  const T* h_prev;  // [H] of row r at h_prev + r * h_stride
-  T* h_next;        // [round_up(H, lanes)] of row r at h_next + r * h_stride
+  int rows;               // those still running, 1 .. kMaxGroupRows
+  bool first;             // h_{t-1} = c_{t-1} = 0, neither is read
+  bool keep_gates;        // for the backward pass
+  const Operand* h_prev;  // [inner_size(H)] of row r at h_prev + r * h_stride
+  T* h_next;              // [round_up(H, lanes)] of row r at h_next + r * h_stride
+  Operand* h_next_pairs;  // Operand = Bf16Pair: likewise, rounded, for the next step; else not read
   ptrdiff_t h_stride;
   const In* const* input;       // [rows] to [4 * Hp], interleaved: W_ih x + b; may be `gates`
   const In* const* next_input;  // [rows] likewise at the next step, to be fetched ahead
@@ -178,9 +202,9 @@ inline int lstm_chunk_steps(int rows) {
 }
 
 // From grad_out (dL/dh as seen from outside) to the gradient at the pre-activations.
-template <class T>
+template <class T, class W = T>
 struct LstmBackwardArgs {
-  LstmWeights<T> weights;
+  LstmWeights<T, W> weights;
   LstmGroup group;
   const T* grad_out;  // row t at grad_out + t * grad_stride, H elements
   ptrdiff_t grad_stride;
@@ -189,7 +213,8 @@ struct LstmBackwardArgs {
   T* workspace;      // lstm_backward_workspace(H) elements
 };
 inline size_t lstm_backward_workspace(int hidden_size) {
-  return 2 * static_cast<size_t>(round_up(hidden_size, kHiddenAlign) + kHiddenAlign) *
+  // gradients at h and c; the gates' gradients as pairs
+  return 4 * static_cast<size_t>(round_up(hidden_size, kHiddenAlign) + kHiddenAlign) *
          kMaxGroupRows;
 }
 
@@ -213,14 +238,22 @@ inline size_t lstm_weight_grad_workspace(int n) {
   return static_cast<size_t>(kWeightGradTokens) * static_cast<size_t>(round_up(n, 16) + 64) + 64;
 }
 
-template <class T>
-struct KernelTable {
-  const char* name;
+// What a BiLSTM needs in training. Of Bf16Pair there is one where the instruction set multiplies
+// bfloat16.
+template <class T, class W = T>
+struct LstmTable {
   int lanes;
-  void (*gemm)(const GemmArgs<T>&);
-  void (*lstm_step)(const LstmStepArgs<T>&);
-  void (*lstm_backward)(const LstmBackwardArgs<T>&);
+  void (*gemm)(const GemmArgs<T, W>&);
+  void (*lstm_step)(const LstmStepArgs<T, W>&);
+  void (*lstm_backward)(const LstmBackwardArgs<T, W>&);
   void (*lstm_weight_grad)(const LstmWeightGradArgs<T>&);
+  // to[inner_size(n)], to nearest even; null where W = T.
+  void (*to_operand)(const T* from, W* to, int n);
+};
+
+template <class T>
+struct KernelTable : LstmTable<T> {
+  const char* name;
   void (*crf_prepare)(const CrfModel<T>&, CrfTables<T>&);
   void (*crf_log_likelihood)(const CrfLikelihoodArgs<T>&);
   void (*crf_grad)(const CrfGradArgs<T>&);
@@ -231,7 +264,10 @@ struct KernelTable {
 
 // What inference in fewer bits needs besides; of the same instruction sets.
 struct InferenceTable {
+  // Weights in bfloat16, of which the set has one kernel and null for the other: widened to float
+  // as they are read, or multiplied as they are with hidden states of the same kind.
   void (*lstm_step_bf16)(const LstmStepArgs<float, Bf16, Half>&);
+  void (*lstm_step_bf16_pairs)(const LstmStepArgs<float, Bf16Pair, Half>&);
   void (*lstm_step_int8)(const LstmInt8StepArgs&);
   void (*linear_int8)(const Int8LinearArgs&);
   void (*to_half)(const float* from, Half* to, int64_t size);  // to nearest even

@@ -61,7 +61,7 @@ def test_opcheck_bilstm(dtype: torch.dtype) -> None:
     if dtype != torch.bfloat16:
         utils.append("test_aot_dispatch_dynamic")
     operator = torch.ops.xdistil.bilstm.default
-    opcheck(operator, (values, offsets(), weights, True), test_utils=utils)
+    opcheck(operator, (values, offsets(), weights, True, False), test_utils=utils)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

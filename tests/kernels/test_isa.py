@@ -15,7 +15,7 @@ import pytest
 
 from xdistil_fast import _core
 
-ISAS = ["generic", "avx2", "avx512", "avx512vnni", "neondot"]
+ISAS = ["generic", "avx2", "avx512", "avx512vnni", "avx512bf16", "neondot"]
 
 
 def python(code: str, xdf_isa: str | None) -> subprocess.CompletedProcess[str]:
@@ -160,6 +160,7 @@ def test_objects_export_only_their_table() -> None:
         assert {kind for kind, _ in symbols} <= {"R", "D"}, symbols
         # Double is the reference precision: one table of it is enough.
         tables = ["table_double"] if isa == "generic" else []
+        tables += ["table_bf16"] if isa == "avx512bf16" else []
         tables += ["table_float", "table_inference"]
         assert names == [f"xdf::{isa}::{table}" for table in tables]
 
@@ -177,7 +178,7 @@ def test_objects_need_nothing_of_the_standard_library() -> None:
 
 
 # Sums of products by floats, in the functions that are made of them, and by bytes, anywhere.
-_FLOAT_PRODUCT = re.compile(r"vfmadd\w+ps\b")
+_FLOAT_PRODUCT = re.compile(r"(vfmadd\w+|vdpbf16)ps\b")
 _BYTE_PRODUCT = re.compile(r"(vpmaddubsw|vpdpbusd)\b")
 _OF_FLOATS = re.compile(r"<\w*(gemm_tile|lstm_tile|lstm_few_rows)")
 _SPILL = re.compile(r"v?mov\w+\s+%[yz]mm\d+,.*\(%r[sb]p")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
@@ -248,3 +249,15 @@ def test_gradients_must_not_overlap_each_other() -> None:
     arguments["grad_weights"][3] = arguments["grad_weights"][0]
     with pytest.raises(ValueError, match="share memory"):
         _core.bilstm_backward(**arguments)
+
+
+def test_bfloat16_needs_an_instruction_set_that_multiplies_it(
+    using_isa: Callable[[str], AbstractContextManager[None]],
+) -> None:
+    weights = [np.zeros(shape, np.float32) for shape in [(8, 3), (8, 2), (8,), (8,)] * 2]
+    with using_isa("generic"):
+        assert not _core.multiplies_bfloat16()
+        with pytest.raises(ValueError, match=r"bfloat16: got True, must be False.*'generic'"):
+            _core.BiLSTMWeights(weights, bfloat16=True)
+    with pytest.raises(ValueError, match=r"bfloat16: got True, must be False.*float64"):
+        _core.BiLSTMWeights([weight.astype(np.float64) for weight in weights], bfloat16=True)

@@ -1,7 +1,8 @@
 """Token ids to tag scores, against the float64 oracle and on every instruction set there is.
 
 float32 must be its parts to the bit (the parts have tests of their own). bfloat16 is float32 of
-rounded numbers, and must be as near to the oracle as float32 is. In int8 all sums are integers and
+rounded numbers, and must be as near to the oracle as float32 is: where hidden states are rounded
+too, step by step, since one next to a tie may go to either side. In int8 all sums are integers and
 must be exact; only a hidden state next to the middle between two of its levels may go to either
 side, and what that does to scores is bounded by what int8 loses anyway.
 """
@@ -26,6 +27,7 @@ from xdistil_fast import _core
 from xdistil_fast.reference import student as oracle
 
 ISAS = _core.isas_available()
+MULTIPLY_BFLOAT16 = ("avx512bf16",)
 PRECISIONS = ("float32", "bfloat16", "int8")
 # The sizes of groups, of blocks of units, of chunks of k and of blocks of columns, and beside them.
 HIDDEN = [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 70]
@@ -115,15 +117,25 @@ def scores(problem: Problem, precision: str, threads: int = 1) -> Array:
     return compute(problem, precision, problem.arrays(precision), threads=threads)
 
 
-def expected(problem: Problem, precision: str) -> Array:
+def expected(problem: Problem, precision: str, isa: str = "") -> Array:
     arrays = problem.arrays(precision)
-    return oracle.student_scores(problem.ids, problem.cu_seqlens, *arrays, precision)
+    return oracle.student_scores(
+        problem.ids, problem.cu_seqlens, *arrays, precision, isa in MULTIPLY_BFLOAT16
+    )
 
 
 def plain(weight: Array) -> tuple[Any, Array]:
     """An output layer whose scores are the sums of bytes and hidden levels as they are."""
     scales = np.full(len(weight), oracle.HIDDEN_LEVELS, np.float32)
     return (weight, scales), np.zeros(len(weight), np.float32)
+
+
+def hidden_states(problem: Problem) -> Array:
+    """The hidden states of bfloat16: an output layer in float32 that hands them on."""
+    embedding, bilstm, _ = problem.arrays("bfloat16")
+    size = 2 * problem.hidden_size
+    identity = (np.eye(size, dtype=np.float32), np.zeros(size, np.float32))
+    return compute(problem, "bfloat16", (embedding, bilstm, identity))
 
 
 def hidden_levels(problem: Problem) -> Array:
@@ -205,11 +217,27 @@ def test_bfloat16_is_near_the_oracle(
         rows = rng.uniform(-2, 2, (4 * hidden_size, vocab_size))
         problem.bilstm[at] = rows.astype(np.float16).astype(np.float32)
         problem.bilstm[at + 2][:] = 0
-    want = expected(problem, "bfloat16")
     with using_isa(isa):
+        assert _core.multiplies_bfloat16() == (isa in MULTIPLY_BFLOAT16)
         got = scores(problem, "bfloat16")
-    # As float32: its weights and sums are rounded where the oracle's are, or not at all.
+        hidden = hidden_states(problem)
+    # Output as float32; each step from the state that the kernel itself had before it.
+    embedding, bilstm, (weight, bias) = problem.arrays("bfloat16")
+    want = hidden.astype(np.float64) @ weight.astype(np.float64).T + bias
     assert error(got, want) <= FLOAT32_ERROR * max(1.0, float(np.abs(want).max(initial=0.0)))
+    want = oracle.student_hidden(
+        problem.ids,
+        problem.cu_seqlens,
+        embedding,
+        bilstm,
+        "bfloat16",
+        hidden,
+        isa in MULTIPLY_BFLOAT16,
+    )
+    assert error(hidden, want) <= FLOAT32_ERROR
+    if isa not in MULTIPLY_BFLOAT16:  # nothing is rounded on the way: the whole, too
+        want = expected(problem, "bfloat16")
+        assert error(got, want) <= FLOAT32_ERROR * max(1.0, float(np.abs(want).max(initial=0.0)))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -268,11 +296,16 @@ def test_roundings_to_the_other_side_are_few(
 ) -> None:
     """No step is set right here: this is what users get.
 
-    The yardstick is what the precision loses against float32. In bfloat16 only a few table rows can
-    be rounded to another side, in int8 a hidden state feeds others; still much stays the same.
+    The yardstick is what the precision loses against float32, by the oracle, which rounds what the
+    instruction set rounds. In bfloat16 only a few table rows can be rounded to another side; where
+    hidden states are rounded, in int8 and where bfloat16 is multiplied, they feed others, and still
+    much stays the same. So the error against the exact float64 student is at most 1 + `usual` times
+    what the rounding of weights and states implies.
     """
+    if isa in MULTIPLY_BFLOAT16:
+        largest = 3.0
     problem = make_problem([40, 30, 21, 3, 0, 1] * 5, 100, 50, seed=7)
-    want = expected(problem, precision)
+    want = expected(problem, precision, isa)
     loss = rms(want - expected(problem, "float32"))
     with using_isa(isa):
         got = scores(problem, precision)

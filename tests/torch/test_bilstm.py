@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence, pad_sequence
 
+from xdistil_fast import _core
 from xdistil_fast.nn import BiLSTM, cu_seqlens_of
 from xdistil_fast.reference import lstm as oracle
 
@@ -114,6 +115,75 @@ def test_final_states_are_rows_of_the_output() -> None:
     _, (h_n, _) = lstm(values[:, None])
     out = module(values, torch.tensor([0, 5]))
     torch.testing.assert_close(torch.stack([out[-1, :9], out[0, 9:]])[:, None], h_n)
+
+
+# --- autocast ----------------------------------------------------------------------------------
+
+needs_bfloat16 = pytest.mark.skipif(
+    not _core.multiplies_bfloat16(),
+    reason=f"{_core.active_isa()} does not multiply bfloat16: autocast computes in float32",
+)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(
+    ("lengths", "size", "hidden"),
+    [
+        ([1], 1, 1),
+        ([1], 7, 9),
+        (LENGTHS, 7, 9),
+        ([33, 2, 17, 17, 40], 100, 64),
+        ([20] * 8, 50, 200),
+    ],
+)
+def test_autocast_multiplies_bfloat16(lengths: list[int], size: int, hidden: int) -> None:
+    """Output and gradients within 2^-7 (norms) of the exact ones: twice a product's rounding."""
+    lstm, module = make_pair(size, hidden, torch.float32)
+    values = make_values(lengths, size)
+    weight = torch.randn(sum(lengths), 2 * hidden)
+    exact = torch_results(copy.deepcopy(lstm).double(), values.double(), lengths, weight.double())
+    values.requires_grad_()
+    cu_seqlens = cu_seqlens_of(torch.tensor(lengths))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(values, cu_seqlens)
+    # As torch has it, backward runs outside and in the precision of its forward.
+    grads = torch.autograd.grad(out, [values, *module.parameters()], weight)
+    for name, got, want in zip(
+        ["out", "values", *NAMES], [out.detach(), *grads], exact, strict=True
+    ):
+        assert got.dtype == torch.float32
+        assert (got - want).norm() <= 2.0**-7 * want.norm(), name
+    assert not torch.equal(out, module(values, cu_seqlens))
+
+
+@needs_bfloat16
+def test_autocast_backward_has_the_precision_of_its_forward() -> None:
+    _, module = make_pair(20, 30, torch.float32)
+    values = make_values(LENGTHS, 20)
+    cu_seqlens = cu_seqlens_of(torch.tensor(LENGTHS))
+    weight = torch.randn(sum(LENGTHS), 60)
+
+    def gradients(forward: bool, backward: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward):
+            out = module(values, cu_seqlens)
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward):
+            return list(torch.autograd.grad(out, list(module.parameters()), weight))
+
+    assert all(map(torch.equal, gradients(True, True), gradients(True, False)))
+    assert all(map(torch.equal, gradients(False, True), gradients(False, False)))
+    assert not torch.equal(gradients(True, True)[0], gradients(False, False)[0])
+
+
+@needs_bfloat16
+def test_without_gradients_autocast_gives_the_same_states() -> None:
+    _, module = make_pair(20, 30, torch.float32)
+    values = make_values([*LENGTHS, 0], 20)
+    cu_seqlens = cu_seqlens_of(torch.tensor([*LENGTHS, 0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        want = module(values, cu_seqlens)
+        with torch.no_grad():
+            assert torch.equal(module(values, cu_seqlens), want)
+        assert module(values[:0], torch.tensor([0, 0])).shape == (0, 60)
 
 
 # --- forms of batch ----------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xdistil_fast import _core
 from xdistil_fast.model_io import load_folder
 from xdistil_fast.scoring import score
 from xdistil_fast.tagger import Tagger
@@ -267,6 +268,35 @@ def test_choices_train_and_score(
     dev = read_labelled(inputs["dev"][0])
     found = tagger.tag_words([list(s.words or ()) for s in dev.sentences])
     assert score([s.tags or () for s in dev.sentences], found).f1 == record["metrics"]["dev"]["f1"]
+
+
+@pytest.mark.skipif(
+    not _core.multiplies_bfloat16(), reason=f"{_core.active_isa()} does not multiply bfloat16"
+)
+def test_training_in_bfloat16(inputs: dict[str, Any], tmp_path: Path) -> None:
+    records = {}
+    for precision in ("float32", "bfloat16"):
+        more = {"epochs": 8, "soft_weight": 0.02, "precision": precision}
+        records[precision] = distill(make_config(inputs, tmp_path / precision, **more))
+    assert {name: r["settings"]["precision"] for name, r in records.items()} == {
+        name: name for name in records
+    }
+    assert records["bfloat16"]["metrics"]["dev"]["f1"] > 75
+    last = {name: record["history"][-1]["loss"] for name, record in records.items()}
+    assert last["bfloat16"] != last["float32"]
+    assert last["bfloat16"] < 1.1 * last["float32"]
+    # Weights stay float32: rounded ones would have no lower bits.
+    weights = load_folder(tmp_path / "bfloat16").tensors["bilstm.weight_hh_l0"]
+    assert weights.dtype == np.float32
+    assert (weights.view(np.uint32) & 0xFFFF).any()
+
+
+def test_bfloat16_is_refused_where_nothing_multiplies_it(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_core, "multiplies_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match=r"precision is 'bfloat16', which .*allowed: 'float32'"):
+        make_config(inputs, tmp_path / "s", precision="bfloat16")
 
 
 def test_rare_pieces_make_a_smaller_student(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from xdistil_fast.train.config import (
     DECAYS,
     HEADS,
     LOGIT_LOSSES,
+    PRECISIONS,
     REPRESENTATION_LOSSES,
     STORED,
     TASKS,
@@ -90,6 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--decay", str, "how the rate falls", choices=DECAYS)
     _add(parser, "--dropout", float, "share of embedding and BiLSTM outputs dropped")
     _add(parser, "--clip", float, "largest gradient norm, 0 for none")
+    _add(
+        parser, "--precision", str,
+        "what the BiLSTM's products take in training; bfloat16 needs AVX-512 BF16",
+        choices=PRECISIONS,
+    )  # fmt: skip
     _add(parser, "--hard-weight", float, "factor of the loss on labels")
     _add(parser, "--soft-weight", float, "factor of the loss on the teacher's logits")
     _add(parser, "--logit-loss", str, "how logits are compared", choices=LOGIT_LOSSES)

@@ -11,6 +11,9 @@ and the reverse direction runs the same over x_T..x_1. The output row of a piece
 [h forward, h reverse]. Written for reading, one sequence and one step at a time: compiled kernels
 are measured against it, so it must be obviously right rather than fast.
 
+With `bfloat16` the factors of every product with a matrix are rounded to bfloat16, forward and
+backward: weights, x, h, and the gradients at the gates. Nothing else is.
+
 Sources: Hochreiter & Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997; the
 forget gate of Gers, Schmidhuber & Cummins, "Learning to Forget", 2000, in the form and gate order
 of torch.nn.LSTM.
@@ -22,13 +25,14 @@ the offset of each sequence in `values` and ends at `total`; sequences of length
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Rounding = Callable[[Array], Array]
 
 
 class _Trace(NamedTuple):
@@ -59,6 +63,18 @@ def sigmoid(z: Array) -> Array:
     return 0.5 * (1.0 + np.tanh(0.5 * z))
 
 
+def to_bfloat16(values: npt.ArrayLike) -> Array:
+    """Numbers that float32 holds, rounded to the upper 16 bits of it, halfway cases to even."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    upper = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    rounded: Array = upper.view(np.float32).astype(np.float64)
+    return rounded
+
+
+def _kept(values: Array) -> Array:
+    return values
+
+
 def _check(
     values: npt.ArrayLike, cu_seqlens: npt.ArrayLike, weights: Sequence[npt.ArrayLike]
 ) -> tuple[Array, list[int], list[Array]]:
@@ -80,15 +96,16 @@ def _check(
     return x, offsets, arrays
 
 
-def _run(x: Array, weights: Sequence[Array]) -> _Trace:
+def _run(x: Array, weights: Sequence[Array], factor: Rounding) -> _Trace:
     """One direction over one sequence `x` [T, I], given in processing order."""
-    w_ih, w_hh, b_ih, b_hh = weights
+    w_ih, w_hh, b_ih, b_hh = factor(weights[0]), factor(weights[1]), *weights[2:]
+    x = factor(x)
     steps, hidden_size = x.shape[0], w_hh.shape[1]
     gates = np.zeros((steps, 4, hidden_size))
     cells = np.zeros((steps + 1, hidden_size))
     hidden = np.zeros((steps + 1, hidden_size))
     for t in range(steps):
-        z = (w_ih @ x[t] + b_ih + w_hh @ hidden[t] + b_hh).reshape(4, hidden_size)
+        z = (w_ih @ x[t] + b_ih + w_hh @ factor(hidden[t]) + b_hh).reshape(4, hidden_size)
         i, f, g, o = sigmoid(z[0]), sigmoid(z[1]), np.tanh(z[2]), sigmoid(z[3])
         gates[t] = i, f, g, o
         cells[t + 1] = f * cells[t] + i * g
@@ -97,10 +114,10 @@ def _run(x: Array, weights: Sequence[Array]) -> _Trace:
 
 
 def _run_backward(
-    x: Array, weights: Sequence[Array], trace: _Trace, grad_hidden: Array
+    x: Array, weights: Sequence[Array], trace: _Trace, grad_hidden: Array, factor: Rounding
 ) -> tuple[Array, Array, Array, Array]:
     """Gradients (x, w_ih, w_hh, bias) of one direction; `grad_hidden` [T, H] is dL/dh_t."""
-    w_ih, w_hh = weights[0], weights[1]
+    w_ih, w_hh = factor(weights[0]), factor(weights[1])
     steps, hidden_size = grad_hidden.shape
     grad_z = np.zeros((steps, 4 * hidden_size))
     grad_h_next = np.zeros(hidden_size)
@@ -118,13 +135,17 @@ def _run_backward(
                 grad_h * tanh_c * o * (1.0 - o),
             ]
         )
-        grad_h_next = w_hh.T @ grad_z[t]
+        grad_h_next = w_hh.T @ factor(grad_z[t])
         grad_c_next = grad_c * f
-    return grad_z @ w_ih, grad_z.T @ x, grad_z.T @ trace.hidden[:-1], grad_z.sum(axis=0)
+    rounded, hidden = factor(grad_z), factor(trace.hidden[:-1])
+    return rounded @ w_ih, rounded.T @ factor(x), rounded.T @ hidden, grad_z.sum(axis=0)
 
 
 def bilstm_forward(
-    values: npt.ArrayLike, cu_seqlens: npt.ArrayLike, weights: Sequence[npt.ArrayLike]
+    values: npt.ArrayLike,
+    cu_seqlens: npt.ArrayLike,
+    weights: Sequence[npt.ArrayLike],
+    bfloat16: bool = False,
 ) -> Array:
     """Bidirectional LSTM over a ragged batch.
 
@@ -133,6 +154,7 @@ def bilstm_forward(
         cu_seqlens: [B+1] integers, 0 to `total`, ascending.
         weights: 8 arrays as torch.nn.LSTM holds them: w_ih [4H, I], w_hh [4H, H], b_ih [4H],
             b_hh [4H] of the forward direction, then of the reverse.
+        bfloat16: round what is multiplied, see above.
 
     Returns:
         [total, 2H]: forward then reverse hidden state of each piece.
@@ -142,11 +164,13 @@ def bilstm_forward(
     """
     x, offsets, arrays = _check(values, cu_seqlens, weights)
     hidden_size = arrays[1].shape[1]
+    factor = to_bfloat16 if bfloat16 else _kept
     out = np.zeros((x.shape[0], 2 * hidden_size))
     for begin, end in itertools.pairwise(offsets):
         sequence = x[begin:end]
-        out[begin:end, :hidden_size] = _run(sequence, arrays[:4]).hidden[1:]
-        out[begin:end, hidden_size:] = _run(sequence[::-1], arrays[4:]).hidden[1:][::-1]
+        out[begin:end, :hidden_size] = _run(sequence, arrays[:4], factor).hidden[1:]
+        reverse = _run(sequence[::-1], arrays[4:], factor)
+        out[begin:end, hidden_size:] = reverse.hidden[1:][::-1]
     return out
 
 
@@ -155,6 +179,7 @@ def bilstm_backward(
     cu_seqlens: npt.ArrayLike,
     weights: Sequence[npt.ArrayLike],
     grad_out: npt.ArrayLike,
+    bfloat16: bool = False,
 ) -> BiLSTMGradients:
     """Gradients of `sum(grad_out * bilstm_forward(values, cu_seqlens, weights))`.
 
@@ -163,6 +188,7 @@ def bilstm_backward(
         cu_seqlens: [B+1] integers, 0 to `total`, ascending.
         weights: 8 arrays, see `bilstm_forward`.
         grad_out: [total, 2H].
+        bfloat16: round what is multiplied, see above.
 
     Returns:
         Gradients of `values` and of the weights.
@@ -177,6 +203,7 @@ def bilstm_backward(
         raise ValueError(
             f"grad_out must have shape {(x.shape[0], 2 * hidden_size)}, got {grad.shape}"
         )
+    factor = to_bfloat16 if bfloat16 else _kept
     grad_values = np.zeros_like(x)
     grad_weights = [np.zeros_like(arrays[k]) for k in (0, 1, 2, 4, 5, 6)]
     for begin, end in itertools.pairwise(offsets):
@@ -186,8 +213,9 @@ def bilstm_backward(
             own = arrays[4 * direction : 4 * direction + 4]
             columns = slice(direction * hidden_size, (direction + 1) * hidden_size)
             sequence = x[begin:end][order]
+            trace = _run(sequence, own, factor)
             grad_x, *grads = _run_backward(
-                sequence, own, _run(sequence, own), grad[begin:end, columns][order]
+                sequence, own, trace, grad[begin:end, columns][order], factor
             )
             grad_values[begin:end] += grad_x[order]
             for k, grad_weight in enumerate(grads):

@@ -15,7 +15,8 @@ The precision says what is rounded on the way; all other arithmetic is float64:
            r(id)             W_hh                      h, as the recurrence and W_out see it
 =========  ================  ========================  =================================
 float32    kept              kept                      kept
-bfloat16   to float16        to bfloat16               kept
+bfloat16   to float16        to bfloat16               kept; `bfloat16_products`: the
+                                                       recurrence sees it in bfloat16
 int8       to float16        int8 with row scales,     rint(63 h) / 63
                              W_out likewise
 =========  ================  ========================  =================================
@@ -43,7 +44,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xdistil_fast.reference.lstm import sigmoid
+from xdistil_fast.reference.lstm import sigmoid, to_bfloat16
 
 Array = npt.NDArray[np.float64]
 
@@ -54,14 +55,6 @@ HIDDEN_LEVELS = 63
 def _to_float16(values: Array) -> Array:
     largest = float(np.finfo(np.float16).max)
     rounded: Array = np.clip(values, -largest, largest).astype(np.float16).astype(np.float64)
-    return rounded
-
-
-def _to_bfloat16(values: npt.ArrayLike) -> Array:
-    # To the upper 16 bits of a float32, halfway cases to the even one.
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    upper = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
-    rounded: Array = upper.view(np.float32).astype(np.float64)
     return rounded
 
 
@@ -80,6 +73,7 @@ def student_hidden(
     bilstm: Sequence[Any],
     precision: str = "float32",
     fed_back: npt.ArrayLike | None = None,
+    bfloat16_products: bool = False,
 ) -> Array:
     """Hidden states of a BiLSTM over token ids.
 
@@ -92,6 +86,8 @@ def student_hidden(
         precision: "float32", "bfloat16" or "int8".
         fed_back: [total, 2H], what a step finds as the hidden state of the step before, in place
             of its own result.
+        bfloat16_products: for "bfloat16", whether both factors of the recurrent product are
+            rounded, as on an instruction set that multiplies bfloat16.
 
     Returns:
         [total, 2H], forward then reverse, before any rounding of the hidden state.
@@ -112,7 +108,7 @@ def student_hidden(
         if precision != "float32":
             table = _to_float16(table)
         if precision == "bfloat16":
-            w_hh = _to_bfloat16(weight)
+            w_hh = to_bfloat16(weight)
         columns = slice(direction * hidden_size, (direction + 1) * hidden_size)
         for begin, end in itertools.pairwise(offsets):
             steps = range(begin, end) if direction == 0 else range(end - 1, begin - 1, -1)
@@ -124,6 +120,8 @@ def student_hidden(
                 h = out[t, columns] if fed_back is None else np.asarray(fed_back)[t, columns]
                 if precision == "int8":
                     h = np.rint(HIDDEN_LEVELS * h) / HIDDEN_LEVELS
+                elif precision == "bfloat16" and bfloat16_products:
+                    h = to_bfloat16(h)
     return out
 
 
@@ -134,6 +132,7 @@ def student_scores(
     bilstm: Sequence[Any],
     output: Sequence[Any],
     precision: str = "float32",
+    bfloat16_products: bool = False,
 ) -> Array:
     """Scores of every tag for every token.
 
@@ -144,6 +143,7 @@ def student_scores(
         bilstm: six items, see `student_hidden`.
         output: weight [C, 2H] (for "int8" a pair of bytes and scales) and bias [C].
         precision: "float32", "bfloat16" or "int8".
+        bfloat16_products: see `student_hidden`.
 
     Returns:
         [total, C].
@@ -151,7 +151,9 @@ def student_scores(
     Raises:
         ValueError: an unknown precision.
     """
-    hidden = student_hidden(ids, cu_seqlens, embedding, bilstm, precision)
+    hidden = student_hidden(
+        ids, cu_seqlens, embedding, bilstm, precision, bfloat16_products=bfloat16_products
+    )
     if precision == "int8":
         hidden = np.rint(HIDDEN_LEVELS * hidden) / HIDDEN_LEVELS
     scores: Array = hidden @ _matrix(output[0], precision).T + np.asarray(output[1], np.float64)

@@ -11,8 +11,9 @@ Common to all of them:
 * Ragged batches: `values` [total, ...] and `cu_seqlens` [B+1], int32 or int64, which starts at 0,
   ascends and ends at `total`; sequences of length 0 are allowed.
 * float32 or float64, all floating tensors of one call alike. Under torch.autocast the inputs are
-  cast to float32 (float64 stays), the kernel runs in float32, and so does its gradient. The BiLSTM
-  on CUDA also takes bfloat16, and is cast to it under autocast.
+  cast to float32 (float64 stays), the kernel runs in float32, and so does its gradient. But the
+  BiLSTM under autocast in bfloat16: on CUDA it is cast to it, on a CPU that multiplies bfloat16 its
+  products are, forward and backward, and nothing else.
 * CPU, and CUDA where the extension `_cuda` was built (cuda.py): on the stream that is current, in
   CUDA graphs too. All tensors of a call on one device; `cu_seqlens` may be on the CPU, where its
   values are checked. What lies on a GPU is not checked for its values, which would wait for it:

@@ -92,7 +92,8 @@ def one_precision(*operators: Any, cuda: torch.dtype = torch.float32) -> None:
     """Registers the autocast rule: float32 whatever the autocast dtype, or `cuda` on a GPU.
 
     The kernels have no half-precision form, but for the recurrence on a GPU, and a CRF's sums of
-    exponentials would lose too much in one.
+    exponentials would lose too much in one. On the CPU `layers.bilstm` rounds for its products what
+    it is given in float32.
     """
     for operator in operators:
         operator.register_autocast("cpu", torch.float32)

@@ -55,13 +55,23 @@ def _reserve_shape(total: int, hidden_size: int, training: bool) -> tuple[int, i
     return (total if training else 0, _core.bilstm_reserve_size(1, int(hidden_size)))
 
 
+def _packed(weights: Sequence[Tensor], bfloat16: bool, training: bool = False) -> Any:
+    """`bfloat16`: for products of bfloat16, if the instruction set has them."""
+    bfloat16 = bfloat16 and weights[0].dtype == torch.float32 and _core.multiplies_bfloat16()
+    return _core.BiLSTMWeights([view(weight) for weight in weights], training, bfloat16)
+
+
 @custom_op("xdistil::bilstm", mutates_args=(), device_types="cpu")
 def _bilstm(
-    values: Tensor, cu_seqlens: Tensor, weights: Sequence[Tensor], training: bool
+    values: Tensor,
+    cu_seqlens: Tensor,
+    weights: Sequence[Tensor],
+    training: bool,
+    bfloat16: bool,
 ) -> tuple[Tensor, Tensor]:
     _check_bilstm(values, cu_seqlens, weights)
     total, hidden = values.shape[0], weights[1].shape[1]
-    packed = _core.BiLSTMWeights([view(weight) for weight in weights])
+    packed = _packed(weights, bfloat16)
     offsets = int32_view("cu_seqlens", cu_seqlens)
     out = torch.empty((total, 2 * hidden), dtype=values.dtype)
     reserve = torch.empty(_reserve_shape(total, hidden, training), dtype=values.dtype)
@@ -77,7 +87,11 @@ def _bilstm(
 
 @_bilstm.register_kernel("cuda")
 def _bilstm_cuda(
-    values: Tensor, cu_seqlens: Tensor, weights: Sequence[Tensor], training: bool
+    values: Tensor,
+    cu_seqlens: Tensor,
+    weights: Sequence[Tensor],
+    training: bool,
+    bfloat16: bool,  # here autocast casts the inputs
 ) -> tuple[Tensor, Tensor]:
     _check_bilstm(values, cu_seqlens, weights)
     return cuda.bilstm(values, cu_seqlens, weights, training)
@@ -85,7 +99,11 @@ def _bilstm_cuda(
 
 @_bilstm.register_fake
 def _bilstm_fake(
-    values: Tensor, cu_seqlens: Tensor, weights: Sequence[Tensor], training: bool
+    values: Tensor,
+    cu_seqlens: Tensor,
+    weights: Sequence[Tensor],
+    training: bool,
+    bfloat16: bool,
 ) -> tuple[Tensor, Tensor]:
     _check_bilstm(values, cu_seqlens, weights)
     total, hidden = values.shape[0], weights[1].shape[1]
@@ -105,8 +123,9 @@ def _bilstm_backward(
     reserve: Tensor,
     weights: Sequence[Tensor],
     needs_values: bool,
+    bfloat16: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    packed = _core.BiLSTMWeights([view(weight) for weight in weights], training=True)
+    packed = _packed(weights, bfloat16, training=True)
     grad_values = torch.empty(values.shape if needs_values else (0,), dtype=values.dtype)
     grads = [torch.empty(weights[k].shape, dtype=values.dtype) for k in _GRAD_WEIGHTS]
     _core.bilstm_backward(
@@ -123,7 +142,18 @@ def _bilstm_backward(
     return grad_values, grads
 
 
-_bilstm_backward.register_kernel("cuda")(cuda.bilstm_backward)
+@_bilstm_backward.register_kernel("cuda")
+def _bilstm_backward_cuda(
+    grad_out: Tensor,
+    values: Tensor,
+    cu_seqlens: Tensor,
+    out: Tensor,
+    reserve: Tensor,
+    weights: Sequence[Tensor],
+    needs_values: bool,
+    bfloat16: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    return cuda.bilstm_backward(grad_out, values, cu_seqlens, out, reserve, weights, needs_values)
 
 
 @_bilstm_backward.register_fake
@@ -135,14 +165,15 @@ def _bilstm_backward_fake(
     reserve: Tensor,
     weights: Sequence[Tensor],
     needs_values: bool,
+    bfloat16: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     grads = [values.new_empty(weights[k].shape) for k in _GRAD_WEIGHTS]
     return values.new_empty(values.shape if needs_values else (0,)), grads
 
 
 def _bilstm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    values, cu_seqlens, weights, training = inputs
-    ctx.training = training
+    values, cu_seqlens, weights, training, bfloat16 = inputs
+    ctx.training, ctx.bfloat16 = training, bfloat16
     # Else autograd would fill a gradient of zeros for the reserve, the largest tensor here.
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(values, cu_seqlens, *output, *weights)
@@ -150,19 +181,19 @@ def _bilstm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 def _bilstm_autograd(ctx: Any, grad_out: Tensor | None, _: None) -> tuple[Any, ...]:
     if grad_out is None:
-        return None, None, [None] * 8, None
+        return None, None, [None] * 8, None, None
     if not ctx.training:
         raise RuntimeError("xdistil::bilstm ran with training=False and kept nothing for backward")
     values, cu_seqlens, out, reserve, *weights = ctx.saved_tensors
-    needs_values, _cu_seqlens, needs_weights, _training = ctx.needs_input_grad
+    needs_values, needs_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
     grad_values, grads = _bilstm_backward(
-        grad_out, values, cu_seqlens, out, reserve, weights, needs_values
+        grad_out, values, cu_seqlens, out, reserve, weights, needs_values, ctx.bfloat16
     )
     by_weight = [grads[k] for k in (0, 1, 2, 2, 3, 4, 5, 5)]
     of_weights = [
         grad if need else None for grad, need in zip(by_weight, needs_weights, strict=True)
     ]
-    return grad_values if needs_values else None, None, of_weights, None
+    return grad_values if needs_values else None, None, of_weights, None, None
 
 
 _bilstm.register_autograd(_bilstm_autograd, setup_context=_bilstm_setup)
@@ -179,7 +210,9 @@ def bilstm(values: Tensor, cu_seqlens: Tensor, weights: Sequence[Tensor]) -> Ten
         weights: the 8 parameters of a torch.nn.LSTM in its order: w_ih [4H, I], w_hh [4H, H],
             b_ih [4H], b_hh [4H] (gate rows i, f, g, o), then the same of the reverse direction.
 
-    On CUDA bfloat16 is a dtype too, summed in float32.
+    On CUDA bfloat16 is a dtype too, summed in float32. On the CPU, under torch.autocast in
+    bfloat16, what is multiplied is rounded to it, forward and backward, if the processor multiplies
+    bfloat16 (AVX-512 BF16); sums, gates, states, gradients and the result stay float32.
 
     Returns:
         [total, 2H]: forward then reverse hidden state of each piece.
@@ -192,7 +225,10 @@ def bilstm(values: Tensor, cu_seqlens: Tensor, weights: Sequence[Tensor]) -> Ten
         raise ValueError(f"weights must be 8 tensors in the order of nn.LSTM, got {len(weights)}")
     check_devices(("values", "cu_seqlens", *_WEIGHT_NAMES), (values, cu_seqlens, *weights))
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (values, *weights))
-    out: Tensor = _bilstm(values, cu_seqlens, list(weights), training)[0]
+    bfloat16 = (
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )
+    out: Tensor = _bilstm(values, cu_seqlens, list(weights), training, bfloat16)[0]
     return out
 
 
