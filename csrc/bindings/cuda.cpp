@@ -12,6 +12,7 @@
 #include "cuda/device.h"
 #include "cuda/errors.h"
 #include "cuda/lstm_forward.cuh"
+#include "cuda/pooling.cuh"
 #include "xdf/check.h"
 #include "xdf/crf.h"
 
@@ -36,8 +37,9 @@ struct Address {
   }
 };
 
-Address address(uintptr_t value, const char* name) {
-  XDF_CHECK(value % 16 == 0, name, ": address ", value, " must be a multiple of 16");
+Address address(uintptr_t value, const char* name, size_t alignment = 16) {
+  XDF_CHECK(value % alignment == 0, name, ": address ", value, " must be a multiple of ",
+            alignment);
   return {value};
 }
 
@@ -122,6 +124,22 @@ template <class T>
 void run_crf(CrfTask task, const CrfCall<T>& call, int device, uintptr_t stream) {
   const DeviceGuard guard(device);
   crf_run<T>(task, call.args, call.grads, {device, stream});
+}
+
+PoolTask pool_task_of(const std::string& name) {
+  if (name == "max") return PoolTask::kMax;
+  if (name == "sum") return PoolTask::kSum;
+  if (name == "last") return PoolTask::kLast;
+  fail("task: got '", name, "', must be 'max', 'sum' or 'last'");
+}
+
+// body(X{}, Out{}) for the rows of a type.
+template <class Body>
+void with_rows(const std::string& name, Body body) {
+  if (name == "float32") return body(float{}, float{});
+  if (name == "float64") return body(double{}, double{});
+  if (name == "bfloat16") return body(Bf16{}, float{});
+  fail("input_type: got '", name, "', must be 'float32', 'float64' or 'bfloat16'");
 }
 
 void register_memory(py::module_& m) {
@@ -402,6 +420,29 @@ void register_rows(py::module_& m) {
       },
       "is_double"_a, "positions"_a, "rows"_a, "E"_a, "ids"_a, "order"_a, "grad_out"_a,
       "grad_table"_a, "device"_a, "stream"_a);
+  m.def(
+      "pool_rows",
+      [](const std::string& task, const std::string& input_type, int64_t rows, int64_t runs,
+         int64_t width, uintptr_t bounds, uintptr_t divisors, uintptr_t x, uintptr_t out,
+         uintptr_t where, int device, uintptr_t stream) {
+        with_rows(input_type, [&](auto from, auto to) {
+          PoolArgs<decltype(from), decltype(to)> args{};
+          args.task = pool_task_of(task);
+          args.rows = size_of(rows, "rows");
+          args.runs = size_of(runs, "runs");
+          args.width = size_of(width, "width", 1, 2 * kMaxHidden);
+          args.bounds = address(bounds, "bounds");
+          args.divisors = address(divisors, "divisors");
+          args.x = address(x, "x");
+          // A row of a larger array.
+          args.out = address(out, "out", sizeof(to));
+          args.where = address(where, "where");
+          const DeviceGuard guard(device);
+          pool_rows(args, {device, stream});
+        });
+      },
+      "task"_a, "input_type"_a, "rows"_a, "runs"_a, "width"_a, "bounds"_a, "divisors"_a, "x"_a,
+      "out"_a, "where"_a, "device"_a, "stream"_a);
 }
 
 }  // namespace

@@ -52,5 +52,11 @@ template <class T>
 void embedding_grad(int64_t positions, int64_t rows, int E, const int64_t* ids,
                     const int64_t* order, const T* grad_out, T* grad_table, Stream stream);
 
+// X to Out: float or Bf16 to float, double to double.
+template <class X, class Out>
+struct PoolArgs;
+template <class X, class Out>
+void pool_rows(const PoolArgs<X, Out>& args, Stream stream);
+
 }  // namespace cuda
 }  // namespace xdf

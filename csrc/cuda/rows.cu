@@ -2,6 +2,7 @@
 #include "cuda/rows.cuh"
 
 #include "cuda/api.h"
+#include "cuda/pooling.cuh"
 
 namespace xdf {
 namespace cuda {
@@ -39,6 +40,17 @@ template void embedding_grad<float>(int64_t, int64_t, int, const int64_t*, const
                                     const float*, float*, Stream);
 template void embedding_grad<double>(int64_t, int64_t, int, const int64_t*, const int64_t*,
                                      const double*, double*, Stream);
+
+template <class X, class Out>
+void pool_rows(const PoolArgs<X, Out>& args, Stream stream) {
+  using Program = PoolRows<X, Out>;
+  const int columns = Program::kWarps * kLanes;
+  launch<Program>(args, {args.runs, divide_up(args.width, columns), Program::kWarps, 1, 0}, stream);
+}
+
+template void pool_rows<float, float>(const PoolArgs<float, float>&, Stream);
+template void pool_rows<double, double>(const PoolArgs<double, double>&, Stream);
+template void pool_rows<Bf16, float>(const PoolArgs<Bf16, float>&, Stream);
 
 }  // namespace cuda
 }  // namespace xdf
