@@ -163,16 +163,19 @@ def one_process_only(command: str) -> None:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined(device: str = "auto") -> Iterator[Ranks]:
     """The processes that torchrun started, connected until the end of the block.
 
     CPU tensors go by gloo, those of GPUs by NCCL; each process takes the GPU of its local rank.
+
+    Args:
+        device: ``cpu`` to leave GPUs alone where there are some.
     """
     size = processes()
     if size == 1:
         yield Ranks()
         return
-    cuda = torch.cuda.is_available()
+    cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     options: dict[str, Any] = {"backend": "cpu:gloo,cuda:nccl" if cuda else "gloo"}
