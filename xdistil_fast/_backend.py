@@ -91,7 +91,7 @@ def lstm_plan(
     """How the recurrence runs on a device: sequences of a tile, blocks of a cluster, and so on.
 
     Args:
-        kind: "float32", "float64" or "bfloat16".
+        kind: "float32", "float64", "bfloat16", or "int8", which has no backward pass.
         backward: which pass.
         hidden_size: H.
         batch: number of sequences.

@@ -7,9 +7,10 @@ One kernel then runs all steps of all sequences in both directions, another the 
 are decoded on the CPU, from the scores. Of a classifier a third one pools the states before the
 output layer: those of each window, then those of a text's windows.
 
-Precisions: "float32" (multiply-adds, sums as on the CPU but for their order) and "bfloat16" (tensor
-cores: weights and hidden states in bfloat16, table in float16, sums and cell states in float32). A
-model stored in int8 runs in bfloat16.
+Precisions: "float32" (multiply-adds, sums as on the CPU but for their order), "bfloat16" (tensor
+cores: weights and hidden states in bfloat16, table in float16, sums and cell states in float32) and
+"int8" (tensor cores, the CPU's bytes and exact sums; gates in float32, so that where a hidden state
+lies next to the middle between two levels it may be rounded to the other one).
 
 This has been compiled and, in emulation on the CPU, tested, but never yet run on a GPU.
 """
@@ -27,11 +28,13 @@ from numpy.typing import NDArray
 from xdistil_fast import _backend
 from xdistil_fast.model_config import TEXT_CLASSIFICATION
 from xdistil_fast.model_io import ModelConfig
-from xdistil_fast.quantization import as_floats
+from xdistil_fast.quantization import as_bytes, as_floats
 from xdistil_fast.student import MAX_PIECES, Floats, Ints, Student, groups
 
 _STREAM = 0  # the default one, on which copies wait for kernels and kernels for copies
 _FLOAT = 4
+_STATE_NBYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_HIDDEN_LEVELS = np.float32(63)  # of int8: round(63 h)
 _TABLE_CHUNK = 8_192  # pieces whose embeddings are on the device at once while the table is made
 
 
@@ -134,7 +137,7 @@ class CudaStudent(Student):
         config: as of `Student`; the same with the next four.
         tensors: weights.
         threads: of what runs on the CPU.
-        precision: "float32" or "bfloat16"; None is the model's, bfloat16 for int8.
+        precision: "float32", "bfloat16" or "int8"; None is what the model is stored in.
         max_memory: bytes of the device that the input table may take; None is 256 MiB.
         device: number of the GPU.
 
@@ -143,9 +146,6 @@ class CudaStudent(Student):
         RuntimeError: CUDA was not built, or does not run here.
         MemoryError: the device's memory does not suffice.
     """
-
-    precisions = ("float32", "bfloat16")
-    _where = " on a GPU"
 
     def __init__(
         self,
@@ -161,9 +161,6 @@ class CudaStudent(Student):
         self._lock = threading.Lock()
         super().__init__(config, tensors, threads, precision, max_memory)
 
-    def _stored(self, precision: str) -> str:
-        return "bfloat16" if precision == "int8" else precision
-
     def _load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         _backend.device_info(self._number)  # first of all whether there is such a GPU
         extension, at = _backend.cuda(), (self._number, _STREAM)
@@ -173,31 +170,40 @@ class CudaStudent(Student):
         ]
         self._embedding = as_floats(tensors, "embedding.weight")
         biases = [tensors[bias] + tensors[bias.replace("_ih_", "_hh_")] for _, _, bias in names]
-        hidden, size = self.config.hidden_size, 2 if self.precision == "bfloat16" else _FLOAT
+        hidden, in_bytes = self.config.hidden_size, self.precision == "int8"
 
-        def kept(array: NDArray[Any]) -> Any:
+        def kept(array: NDArray[Any], dtype: Any = np.float32) -> Any:
+            array = np.ascontiguousarray(array, dtype)
             memory = extension.Memory(max(array.nbytes, 16), self._number)
-            memory.write(np.ascontiguousarray(array, np.float32))
+            memory.write(array)
             return memory
 
         self._input = kept(_interleave(*(as_floats(tensors, name[0]) for name in names)))
         self._bias = kept(_interleave(*biases))
-        self._output = kept(as_floats(tensors, "output.weight"))
         self._output_bias = kept(np.asarray(tensors["output.bias"]))
-        forward, reverse = (kept(as_floats(tensors, name[1])) for name in names)
+        self._scales: Any = None
+        if in_bytes:
+            levels, scales = as_bytes(tensors, "output.weight")
+            self._output = kept(levels * (scales[:, None] / _HIDDEN_LEVELS))
+            weights = [as_bytes(tensors, name[1]) for name in names]
+            self._scales = kept(_interleave(*(scales / _HIDDEN_LEVELS for _, scales in weights)))
+            forward, reverse = (kept(levels, np.int8) for levels, _ in weights)
+        else:
+            self._output = kept(as_floats(tensors, "output.weight"))
+            forward, reverse = (kept(as_floats(tensors, name[1])) for name in names)
         elements = extension.lstm_packed_size(self.precision, False, hidden)
-        self._packed = extension.Memory(elements * size, self._number)
+        self._packed = extension.Memory(elements * _STATE_NBYTES[self.precision], self._number)
         extension.lstm_pack(
             self.precision,
             False,
             hidden,
-            True,
+            not in_bytes,
             forward.address,
             reverse.address,
             self._packed.address,
             *at,
         )
-        self._row_nbytes = 8 * hidden * size
+        self._row_nbytes = 8 * hidden * (_FLOAT if self.precision == "float32" else 2)
         self._embeddings, self._rows, self._ids, self._offsets, self._order = (
             _Buffer(self._number) for _ in range(5)
         )
@@ -221,7 +227,7 @@ class CudaStudent(Student):
         extension = _backend.cuda()
         extension.linear(
             "float32",
-            "float16" if self.precision == "bfloat16" else "float32",
+            "float32" if self.precision == "float32" else "float16",
             len(embeddings),
             8 * self.config.hidden_size,
             self.config.embedding_size,
@@ -321,10 +327,12 @@ class CudaStudent(Student):
         )
 
     def _encode(self, ids: Ints, cu_seqlens: Ints) -> int:
-        """Address of the states [total, 2H], in the precision's type, of some pieces."""
+        """Address of the states [total, 2H] of some pieces, in the precision's type.
+
+        In int8 they are levels, which the weights of the output layer take as they are.
+        """
         extension, hidden = _backend.cuda(), self.config.hidden_size
         total, batch = len(ids), len(cu_seqlens) - 1
-        wide = self.precision == "float32"
         table = self._table
         if table is None:
             distinct, rows = np.unique(ids, return_inverse=True)
@@ -334,7 +342,8 @@ class CudaStudent(Student):
         plan = _backend.lstm_plan(self.precision, False, hidden, batch, self._number)
         offsets = self._offsets.holding(np.asarray(cu_seqlens, np.int32))
         order = self._order.of(4 * batch).address
-        states = int(self._states.of(total * 2 * hidden * (_FLOAT if wide else 2)).address)
+        nbytes = total * 2 * hidden * _STATE_NBYTES[self.precision]
+        states = int(self._states.of(nbytes).address)
         extension.order_by_length(batch, total, offsets, order, self._number, _STREAM)
         extension.lstm_forward(
             self.precision,
@@ -346,13 +355,14 @@ class CudaStudent(Student):
             order,
             self._packed.address,
             table.address,
-            "float32" if wide else "float16",
+            "float32" if self.precision == "float32" else "float16",
             self._ids.holding(np.asarray(ids, np.int32)),
             states,
             0,
             0,
             self._number,
             _STREAM,
+            0 if self._scales is None else self._scales.address,
         )
         return states
 
@@ -382,5 +392,6 @@ class CudaStudent(Student):
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weights, without the input table, on the device."""
-        parts = (self._packed, self._input, self._bias, self._output, self._output_bias)
+        parts = [self._packed, self._input, self._bias, self._output, self._output_bias]
+        parts += [] if self._scales is None else [self._scales]
         return sum(int(part.nbytes) for part in parts)

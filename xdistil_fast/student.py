@@ -95,9 +95,7 @@ class Student:
     """
 
     device = "cpu"
-    precisions: tuple[str, ...] = PRECISIONS
     table_rows: int
-    _where = ""
 
     def __init__(
         self,
@@ -113,10 +111,10 @@ class Student:
             raise ValueError(
                 f"threads is {threads}; it must be from 0 (every core) to {MAX_THREADS}"
             )
-        precision = self._stored(config.precision) if precision is None else precision
-        if precision not in self.precisions:
-            allowed = ", ".join(map(repr, self.precisions))
-            raise ValueError(f"precision is {precision!r}; allowed{self._where}: {allowed}")
+        precision = config.precision if precision is None else precision
+        if precision not in PRECISIONS:
+            allowed = ", ".join(map(repr, PRECISIONS))
+            raise ValueError(f"precision is {precision!r}; allowed: {allowed}")
         max_memory = MAX_TABLE if max_memory is None else max_memory
         if isinstance(max_memory, bool) or not isinstance(max_memory, int):
             raise TypeError(f"max_memory is {max_memory!r}; it must be an int, a number of bytes")
@@ -147,10 +145,6 @@ class Student:
             self._begins = np.array(
                 [config.labels.index(f"B-{name}" if name else OUTSIDE) for name in types], np.int32
             )
-
-    def _stored(self, precision: str) -> str:
-        """The precision to run in if nobody says, of a model stored in this one."""
-        return precision
 
     def _load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Packs the weights; sets `table_rows`."""

@@ -103,8 +103,8 @@ class TextModel:
                 is the fastest and changes few results; `xdistil quantize` measures how few.
             max_memory: bytes that the input table may take; None is 256 MiB. Changes speed and
                 memory, never a result.
-            device: "cpu", or "cuda" or "cuda:N" where the extension for GPUs was built, in
-                "float32" or "bfloat16"; results are close to the CPU's, not its bits.
+            device: "cpu", or "cuda" or "cuda:N" where the extension for GPUs was built; results
+                are close to the CPU's, not its bits.
 
         Raises:
             ModelError: (a ValueError) not found, not a model this version can run, or one of
