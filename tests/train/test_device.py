@@ -22,6 +22,7 @@ from xdistil_fast.train.cache import Batch
 from xdistil_fast.train.classification import Classification
 from xdistil_fast.train.config import DistillConfig
 from xdistil_fast.train.distillation import distill
+from xdistil_fast.train.distributed import joined
 from xdistil_fast.train.student import Student, student_device
 from xdistil_fast.train.tagging import Tagging
 from xdistil_fast.train.teacher import Teacher
@@ -193,6 +194,35 @@ def test_device_of_the_student(monkeypatch: pytest.MonkeyPatch) -> None:
         assert student_device("auto").type == "cpu"
         with pytest.raises(_backend.DeviceError, match=message):
             student_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "backend", "own"),
+    [
+        (0, "auto", "gloo", None),
+        (2, "cpu", "gloo", None),
+        (2, "cuda", "cpu:gloo,cuda:nccl", 1),
+        (1, "auto", "gloo", 0),  # teachers share the GPU, students are trained on the CPU
+    ],
+)
+def test_processes_speak_by_what_their_tensors_need(
+    count: int, device: str, backend: str, own: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(monkeypatch, count)
+    for name, value in {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "LOCAL_RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    said: dict[str, Any] = {}
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: said.update(own=number))
+    monkeypatch.setattr(torch.distributed, "init_process_group", said.update)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: said.update(ended=True))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with joined(device) as ranks:
+        assert (ranks.rank, ranks.size) == (1, 2)
+        assert "ended" not in said
+    assert said.get("own") == own
+    assert said["backend"] == backend
+    assert said["ended"]
 
 
 def test_no_gpu_is_said_before_any_work(
