@@ -194,9 +194,3 @@ def test_packing_keeps_every_weight_once(device: Any, hidden: int) -> None:
     for direction, weight in enumerate(both):
         mine = packed.view(2, -1)[direction]
         assert torch.equal(mine[mine != 0].sort().values, weight.flatten().sort().values)
-
-
-def test_weights_of_a_direction_fit_one_processor_of_hopper(emulated: Any) -> None:
-    plan = emulated.lstm_plan("int8", False, 200, 32, 132, 232_448, 16, 8, 1)
-    assert plan.resident
-    assert not emulated.lstm_plan("bfloat16", False, 200, 32, 132, 232_448, 16, 8, 1).resident
