@@ -80,10 +80,11 @@ def plans(extension: Any) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for device, limits in _DEVICES.items():
-        for kind in ("float32", "bfloat16"):
+        for kind in ("float32", "bfloat16", "int8"):
+            passes = (False,) if kind == "int8" else (False, True)
             for hidden in (100, 200, 600):
                 for batch in (32, 512):
-                    for backward in (False, True):
+                    for backward in passes:
                         row: dict[str, Any] = {
                             "device": device,
                             "kind": kind,

@@ -31,16 +31,15 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # in place of bench/
 
+from bench import gpu_models as models  # noqa: E402
 from bench.gpu_clock import Clock, Report  # noqa: E402
 
-SHAPES = {"32x32": (32, 32), "32x128": (32, 128), "512x128": (512, 128)}
-STUDENTS = {"E50 H200": (50, 200), "E100 H200": (100, 200), "E300 H600": (300, 600)}
-DEVICE = "cuda"  # tests/cuda/test_report.py lets the sections run in emulation
-NUM_TAGS = 9
-_GPU_TESTS = ("gpu", "lstm", "crf", "rows", "student")
-VOCABULARY = 20_000
-# Lengths of word pieces of a sentence, about: a log-normal with median 22.
-LOG_MEDIAN, LOG_SIGMA = 3.1, 0.6
+_GPU_TESTS = (
+    "gpu", "lstm", "int8", "crf", "rows", "student", "classifier", "devices", "training",
+)  # fmt: skip
+
+OURS = ("float32", "bfloat16", "int8")
+THEIRS = ("float32", "bfloat16", "float16")
 
 
 # --- build and tests ---------------------------------------------------------------------------
@@ -87,149 +86,6 @@ def link_package(folder: Path) -> None:
     (package / "train").symlink_to(ROOT / "train")
 
 
-# --- batches and rivals ------------------------------------------------------------------------
-
-
-def lengths_of(shape: str) -> list[int]:
-    """Of a batch: "BxT", or "ragged B" from a seeded log-normal, at most 256."""
-    import random
-
-    if shape in SHAPES:
-        batch, length = SHAPES[shape]
-        return [length] * batch
-    generator = random.Random(0)
-    batch = int(shape.split()[1])
-    return [
-        min(256, max(1, round(generator.lognormvariate(LOG_MEDIAN, LOG_SIGMA))))
-        for _ in range(batch)
-    ]
-
-
-ALL_SHAPES = (*SHAPES, "ragged 32", "ragged 512")
-
-
-class Student:
-    """A student of random weights with its batch, for us and for torch.nn.LSTM."""
-
-    def __init__(self, input_size: int, hidden: int, shape: str) -> None:
-        import torch
-
-        torch.manual_seed(0)
-        self.lengths = lengths_of(shape)
-        self.total = sum(self.lengths)
-        self.hidden, self.input_size = hidden, input_size
-        self.ids = torch.randint(VOCABULARY, (self.total,), device=DEVICE)
-        self.embedding = torch.randn(VOCABULARY, input_size, device=DEVICE) * 0.5
-        self.lstm = torch.nn.LSTM(input_size, hidden, bidirectional=True).to(DEVICE)
-        self.linear = torch.nn.Linear(2 * hidden, NUM_TAGS).to(DEVICE)
-        self.cu_seqlens = torch.tensor([0, *self.lengths], device=DEVICE).cumsum(0).to(torch.int32)
-        self.tags = torch.randint(NUM_TAGS, (self.total,), device=DEVICE)
-
-    @property
-    def weights(self) -> list[Any]:
-        """As torch_ops.bilstm takes them."""
-        return list(self.lstm.parameters())
-
-    def padded(self, rows: Any) -> Any:
-        """[total, ...] to [T, B, ...], zeros beyond the ends."""
-        import torch
-
-        return torch.nn.utils.rnn.pad_sequence(list(rows.split(self.lengths)))
-
-
-class OurScores:
-    """Ids to scores by our kernels alone, as `CudaStudent` runs them, on torch's memory."""
-
-    def __init__(self, student: Student, precision: str, rows: int = 0, cluster: int = 0) -> None:
-        import torch
-
-        from xdistil_fast import _backend
-        from xdistil_fast.torch_ops import cuda
-
-        self.extension = _backend.cuda()
-        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        self.precision = precision
-        hidden, batch = student.hidden, len(student.lengths)
-        weights = [weight.detach() for weight in student.weights]
-        self.plan = _backend.lstm_plan(precision, False, hidden, batch, 0, rows, cluster)
-        packed = [weight.to(dtype) for weight in weights]
-        self.packed = cuda._packed(packed, backward=False)
-        inputs = cuda._interleave([weights[0], weights[4]])
-        bias = cuda._interleave([weights[2] + weights[3], weights[6] + weights[7]])
-        table = torch.addmm(bias, student.embedding, inputs.t())
-        self.table = table.half() if precision == "bfloat16" else table
-        self.ids = student.ids.to(torch.int32)
-        self.cu_seqlens, self.student = student.cu_seqlens, student
-        self.order = torch.empty(batch, dtype=torch.int32, device=DEVICE)
-        self.out = torch.empty((student.total, 2 * hidden), dtype=dtype, device=DEVICE)
-        self.scores = torch.empty((student.total, NUM_TAGS), device=DEVICE)
-
-    def __call__(self) -> Any:
-        """[total, num_tags]."""
-        import torch
-
-        stream = torch.cuda.current_stream().cuda_stream if DEVICE == "cuda" else 0
-        total, batch = self.student.total, len(self.student.lengths)
-        hidden = self.student.hidden
-        offsets, order = self.cu_seqlens.data_ptr(), self.order.data_ptr()
-        self.extension.order_by_length(batch, total, offsets, order, 0, stream)
-        self.extension.lstm_forward(
-            self.precision, hidden, self.plan, batch, total, offsets, order,
-            self.packed.data_ptr(), self.table.data_ptr(),
-            "float16" if self.precision == "bfloat16" else "float32",
-            self.ids.data_ptr(), self.out.data_ptr(), 0, 0, 0, stream,
-        )  # fmt: skip
-        self.extension.linear(
-            self.precision, "float32", total, NUM_TAGS, 2 * hidden, self.out.data_ptr(),
-            self.student.linear.weight.data_ptr(), self.student.linear.bias.data_ptr(),
-            self.scores.data_ptr(), 0, stream,
-        )  # fmt: skip
-        return self.scores
-
-
-class TheirScores:
-    """Ids to scores by an embedding, cuDNN's LSTM and a linear layer, padded and dense."""
-
-    def __init__(self, student: Student, precision: str) -> None:
-        import copy
-
-        import torch
-
-        dtype = getattr(torch, precision)
-        self.lstm = copy.deepcopy(student.lstm).to(dtype)
-        self.lstm.flatten_parameters()
-        self.linear = copy.deepcopy(student.linear).to(dtype)
-        self.embedding = student.embedding.to(dtype)
-        self.ids = student.padded(student.ids)
-
-    def __call__(self) -> Any:
-        """[T, B, num_tags]."""
-        import torch
-
-        with torch.inference_mode():
-            hidden, _ = self.lstm(torch.nn.functional.embedding(self.ids, self.embedding))
-            return self.linear(hidden)
-
-
-def padded_crf_loss(emissions: Any, tags: Any, mask: Any, crf: Any) -> Any:
-    """Negative log-likelihood of padded [T, B, C] emissions, as pytorch-crf takes it, in torch."""
-    import torch
-
-    start, end, transitions = crf
-    steps, batch = tags.shape
-    columns = torch.arange(batch, device=tags.device)
-    score = start[tags[0]] + emissions[0, columns, tags[0]]
-    alpha = start + emissions[0]
-    for t in range(1, steps):
-        move = transitions[tags[t - 1], tags[t]] + emissions[t, columns, tags[t]]
-        score = score + move * mask[t]
-        following = torch.logsumexp(alpha[:, :, None] + transitions, 1) + emissions[t]
-        alpha = torch.where(mask[t][:, None], following, alpha)
-    last = mask.sum(0) - 1
-    score = score + end[tags[last, columns]]
-    return (torch.logsumexp(alpha + end, 1) - score).sum()
-
-
 # --- sections ----------------------------------------------------------------------------------
 
 
@@ -267,36 +123,102 @@ def inference(report: Report, clock: Clock) -> dict[str, Any]:
     import torch
 
     out: dict[str, Any] = {}
-    for name, (input_size, hidden) in STUDENTS.items():
-        for shape in ALL_SHAPES:
+    for name, (input_size, hidden) in models.STUDENTS.items():
+        for shape in models.ALL_SHAPES:
             if report.left() < 100:
                 out[f"{name}, {shape}"] = {"left_out": "no time"}
                 continue
             report.say(f"  {name}, {shape}")
-            student = Student(input_size, hidden, shape)
+            student = models.Student(input_size, hidden, shape)
             entry: dict[str, Any] = {"tokens": student.total}
             out[f"{name}, {shape}"] = entry
-            exact = TheirScores(student, "float32")()
+            exact = models.TheirScores(student, "float32")()
             rows = torch.cat([exact[:n, b] for b, n in enumerate(student.lengths)]).float()
             best = {"ours": float("inf"), "theirs": float("inf")}
-            for precision in ("float32", "bfloat16"):
+            for precision in OURS:
                 try:
-                    run = OurScores(student, precision)
+                    run = models.OurScores(student, precision)
                 except ValueError as error:
                     entry[f"ours {precision}"] = {"error": str(error)}
                     continue
                 # A padded reverse direction starts in the padding: only whole batches compare.
-                if shape in SHAPES:
+                if shape in models.SHAPES:
                     entry[f"error {precision}"] = float((run() - rows).abs().max())
-                best["ours"] = min(best["ours"], clock.both(f"ours {precision}", run, entry))
+                spent = clock.both(f"ours {precision}", run, entry)
+                if precision == "int8":  # rounded weights: for no rival here, so by itself
+                    entry["int8 tokens/s"] = round(1e6 * student.total / spent)
+                else:
+                    best["ours"] = min(best["ours"], spent)
                 entry[f"plan {precision}"] = [run.plan.rows, run.plan.cluster, run.plan.resident]
-            for precision in ("float32", "bfloat16", "float16"):
-                theirs = TheirScores(student, precision)
+            for precision in THEIRS:
+                theirs = models.TheirScores(student, precision)
                 spent = clock.both(f"cuDNN {precision}", theirs, entry)
                 best["theirs"] = min(best["theirs"], spent)
             entry["times as fast"] = round(best["theirs"] / best["ours"], 2)
             entry["tokens/s"] = round(1e6 * student.total / best["ours"])
             report.say(f"   => {entry['times as fast']}x, {entry['tokens/s']:,} tokens/s")
+            report.save()
+    return out
+
+
+def classes(report: Report, clock: Clock) -> dict[str, Any]:
+    """Classifiers: ids to scores of texts, and a training step; theirs pool padded states."""
+    import torch
+
+    from xdistil_fast import torch_ops
+
+    out: dict[str, Any] = {}
+    cross_entropy = torch.nn.functional.cross_entropy
+    for shape in ("32x128", "ragged 512"):
+        for pooling in ("max", "mean", "last"):
+            if report.left() < 60:
+                out[f"{pooling}, {shape}"] = {"left_out": "no time"}
+                continue
+            student = models.Student(*models.STUDENTS["E50 H200"], shape)
+            entry: dict[str, Any] = {"tokens": student.total}
+            out[f"{pooling}, {shape}"] = entry
+            exact = models.TheirScores(student, "float32", pooling)()
+            ours = theirs = float("inf")
+            for precision in OURS:
+                run = models.OurScores(student, precision, pooling=pooling)
+                if shape in models.SHAPES:
+                    entry[f"error {precision}"] = float((run() - exact).abs().max())
+                spent = clock.both(f"ours {precision}", run, entry)
+                ours = ours if precision == "int8" else min(ours, spent)
+            for precision in THEIRS:
+                rival = models.TheirScores(student, precision, pooling)
+                theirs = min(theirs, clock.both(f"cuDNN {precision}", rival, entry))
+            entry["times as fast"] = round(theirs / ours, 2)
+            leaves = [*student.weights, *student.linear.parameters()]
+            values = student.embedding[student.ids]
+            padded, mask = student.padded(values), student.mask()
+            labels = student.tags[: len(student.lengths)]
+
+            def our_step(
+                student: Any = student, values: Any = values, leaves: Any = leaves,
+                labels: Any = labels, pooling: str = pooling,
+            ) -> Any:  # fmt: skip
+                hidden = torch_ops.bilstm(values, student.cu_seqlens, student.weights)
+                pooled = torch_ops.pool(hidden, student.cu_seqlens, pooling)
+                return torch.autograd.grad(cross_entropy(student.linear(pooled), labels), leaves)
+
+            def their_step(
+                student: Any = student, padded: Any = padded, mask: Any = mask,
+                leaves: Any = leaves, labels: Any = labels, pooling: str = pooling,
+            ) -> Any:  # fmt: skip
+                hidden, _ = student.lstm(padded)
+                pooled = models.pool_padded(hidden, mask, pooling)
+                return torch.autograd.grad(cross_entropy(student.linear(pooled), labels), leaves)
+
+            if shape in models.SHAPES:
+                entry["largest difference of gradients"] = max(
+                    float((a - b).abs().max())
+                    for a, b in zip(our_step(), their_step(), strict=True)
+                )
+            mine = clock.both("ours, training step", our_step, entry)
+            entry["cuDNN, training step, eager"] = clock.time(their_step, 0.3)
+            eager = float(entry["cuDNN, training step, eager"]["median_us"])
+            entry["training, times as fast as eager"] = round(eager / mine, 2)
             report.save()
     return out
 
@@ -308,13 +230,13 @@ def plans(report: Report, clock: Clock) -> dict[str, Any]:
         for shape in ("32x32", "512x128"):
             if report.left() < 90:
                 break
-            student = Student(*STUDENTS[name], shape)
+            student = models.Student(*models.STUDENTS[name], shape)
             entry: dict[str, Any] = {}
             out[f"{name}, {shape}"] = entry
             for rows in (8, 16, 32):
                 for cluster in (1, 2, 4, 8, 16):
                     try:
-                        run = OurScores(student, "bfloat16", rows, cluster)
+                        run = models.OurScores(student, "bfloat16", rows, cluster)
                     except ValueError:
                         continue  # does not fit
                     key = f"{rows} rows, cluster {cluster}"
@@ -332,26 +254,31 @@ def crf(report: Report, clock: Clock) -> dict[str, Any]:
 
     out: dict[str, Any] = {}
     for shape in ("32x32", "32x128", "512x128"):
-        batch, length = SHAPES[shape]
+        batch, length = models.SHAPES[shape]
         torch.manual_seed(1)
         leaves = [
-            torch.randn(size, device=DEVICE, requires_grad=True)
-            for size in ((batch * length, NUM_TAGS), (NUM_TAGS,), (NUM_TAGS,), (NUM_TAGS,) * 2)
+            torch.randn(size, device=models.DEVICE, requires_grad=True)
+            for size in (
+                (batch * length, models.NUM_TAGS),
+                (models.NUM_TAGS,),
+                (models.NUM_TAGS,),
+                (models.NUM_TAGS,) * 2,
+            )
         ]
-        tags = torch.randint(NUM_TAGS, (batch * length,), device=DEVICE)
-        offsets = torch.arange(batch + 1, device=DEVICE, dtype=torch.int32) * length
+        tags = torch.randint(models.NUM_TAGS, (batch * length,), device=models.DEVICE)
+        offsets = torch.arange(batch + 1, device=models.DEVICE, dtype=torch.int32) * length
 
         def ours(leaves: Any = leaves, offsets: Any = offsets, tags: Any = tags) -> Any:
             loss = -torch_ops.crf_log_likelihood(leaves[0], offsets, tags, *leaves[1:]).sum()
             return torch.autograd.grad(loss, leaves)
 
-        mask = torch.ones((length, batch), dtype=torch.bool, device=DEVICE)
+        mask = torch.ones((length, batch), dtype=torch.bool, device=models.DEVICE)
 
         def theirs(
             leaves: Any = leaves, tags: Any = tags, mask: Any = mask, shape: Any = (batch, length)
         ) -> Any:
-            emissions = leaves[0].view(*shape, NUM_TAGS).transpose(0, 1)
-            loss = padded_crf_loss(emissions, tags.view(shape).t(), mask, leaves[1:])
+            emissions = leaves[0].view(*shape, models.NUM_TAGS).transpose(0, 1)
+            loss = models.padded_crf_loss(emissions, tags.view(shape).t(), mask, leaves[1:])
             return torch.autograd.grad(loss, leaves)
 
         entry: dict[str, Any] = {}
@@ -381,16 +308,20 @@ def training(report: Report, clock: Clock) -> dict[str, Any]:
     from xdistil_fast import torch_ops
 
     out: dict[str, Any] = {}
-    for name, (input_size, hidden) in STUDENTS.items():
+    for name, (input_size, hidden) in models.STUDENTS.items():
         for shape in ("32x32", "32x128", "ragged 32"):
             if report.left() < 60:
                 out[f"{name}, {shape}"] = {"left_out": "no time"}
                 continue
             report.say(f"  {name}, {shape}")
-            student = Student(input_size, hidden, shape)
+            student = models.Student(input_size, hidden, shape)
             crf_scores = [
-                torch.randn(size, device=DEVICE, requires_grad=True)
-                for size in ((NUM_TAGS,), (NUM_TAGS,), (NUM_TAGS, NUM_TAGS))
+                torch.randn(size, device=models.DEVICE, requires_grad=True)
+                for size in (
+                    (models.NUM_TAGS,),
+                    (models.NUM_TAGS,),
+                    (models.NUM_TAGS, models.NUM_TAGS),
+                )
             ]
             leaves = [*student.weights, *student.linear.parameters(), *crf_scores]
             values = student.embedding[student.ids]
@@ -399,7 +330,7 @@ def training(report: Report, clock: Clock) -> dict[str, Any]:
                 dtype: Any, student: Any = student, values: Any = values, crf: Any = crf_scores,
                 leaves: Any = leaves,
             ) -> Any:  # fmt: skip
-                with torch.autocast(DEVICE, torch.bfloat16, dtype == torch.bfloat16):
+                with torch.autocast(models.DEVICE, torch.bfloat16, dtype == torch.bfloat16):
                     hidden = torch_ops.bilstm(values, student.cu_seqlens, student.weights)
                     scores = student.linear(hidden.float())
                 loss = -torch_ops.crf_log_likelihood(
@@ -408,22 +339,21 @@ def training(report: Report, clock: Clock) -> dict[str, Any]:
                 return torch.autograd.grad(loss, leaves)
 
             padded, gold = student.padded(values), student.padded(student.tags)
-            steps = torch.arange(padded.shape[0], device=DEVICE)[:, None]
-            mask = steps < student.cu_seqlens.diff()[None]
+            mask = student.mask()
 
             def theirs(
                 dtype: Any, student: Any = student, padded: Any = padded, crf: Any = crf_scores,
                 leaves: Any = leaves, gold: Any = gold, mask: Any = mask,
             ) -> Any:  # fmt: skip
-                with torch.autocast(DEVICE, dtype, dtype != torch.float32):
+                with torch.autocast(models.DEVICE, dtype, dtype != torch.float32):
                     hidden, _ = student.lstm(padded)
                     scores = student.linear(hidden)
-                loss = padded_crf_loss(scores.float(), gold, mask, crf)
+                loss = models.padded_crf_loss(scores.float(), gold, mask, crf)
                 return torch.autograd.grad(loss, leaves)
 
             entry: dict[str, Any] = {"tokens": student.total}
             out[f"{name}, {shape}"] = entry
-            if shape in SHAPES:
+            if shape in models.SHAPES:
                 for a, b in zip(ours(torch.float32), theirs(torch.float32), strict=True):
                     scale = float(b.abs().max())
                     error = float((a - b).abs().max()) / max(scale, 1e-6)
@@ -467,14 +397,14 @@ def teacher(report: Report, clock: Clock) -> dict[str, Any]:
     torch.manual_seed(0)
     out: dict[str, Any] = {}
     config = transformers.BertConfig(vocab_size=119_547)
-    config.num_labels = NUM_TAGS
+    config.num_labels = models.NUM_TAGS
     for shape in ("32x32", "32x128"):
-        batch, length = SHAPES[shape]
+        batch, length = models.SHAPES[shape]
         entry: dict[str, Any] = {}
         out[shape] = entry
-        ids = torch.randint(119_547, (batch, length), device=DEVICE)
-        student = Student(50, 200, shape)
-        ours = clock.both("student E50 H200 bfloat16", OurScores(student, "bfloat16"), entry)
+        ids = torch.randint(119_547, (batch, length), device=models.DEVICE)
+        student = models.Student(50, 200, shape)
+        ours = clock.both("student E50 H200 bfloat16", models.OurScores(student, "bfloat16"), entry)
         best = float("inf")
         runs = [("float32 eager", "eager", torch.float32, False)]
         runs += [("bfloat16 SDPA", "sdpa", torch.bfloat16, True)]
@@ -482,7 +412,7 @@ def teacher(report: Report, clock: Clock) -> dict[str, Any]:
             model = transformers.BertForTokenClassification._from_config(
                 config, attn_implementation=attention
             )
-            model = model.to(DEVICE, dtype).eval()
+            model = model.to(models.DEVICE, dtype).eval()
 
             def run(model: Any = model, ids: Any = ids) -> Any:
                 with no_gradients():
@@ -513,9 +443,9 @@ def teacher(report: Report, clock: Clock) -> dict[str, Any]:
             entry["times as fast as float32 eager"] = round(spent / ours, 1)
         entry["times as fast as the best"] = round(best / ours, 1)
         report.save()
-    saturated = Student(50, 200, "512x128")
+    saturated = models.Student(50, 200, "512x128")
     entry = {}
-    spent = clock.both("student", OurScores(saturated, "bfloat16"), entry)
+    spent = clock.both("student", models.OurScores(saturated, "bfloat16"), entry)
     entry["tokens/s"] = round(1e6 * saturated.total / spent)
     best_teacher = min(
         (
@@ -559,6 +489,7 @@ def main(arguments: list[str]) -> int:
     done &= report.section("inference", 60, lambda: inference(report, clock))
     done &= report.section("crf", 30, lambda: crf(report, clock))
     done &= report.section("training", 45, lambda: training(report, clock))
+    done &= report.section("classes", 45, lambda: classes(report, clock))
     done &= report.section("plans", 60, lambda: plans(report, clock))
     report.say(f"done, {report.left():.0f} s left: {report.folder / 'gpu_report.json'}")
     report.close()

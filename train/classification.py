@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from xdistil_fast import nn, torch_ops
@@ -132,14 +131,15 @@ class Classification:
         """Losses of a batch, see :mod:`~xdistil_fast.train.losses`."""
         ids, source = self.vocabulary.respell(batch.ids)
         offsets = np.searchsorted(source, batch.cu_seqlens).astype(np.int32)
-        states = self.student.encode(torch.from_numpy(ids), torch.from_numpy(offsets), generator)
+        on_device = self.student.on_device
+        states = self.student.encode(on_device(ids), on_device(offsets), generator)
         found = {}
         if {"hard", "soft"} & set(wanted):
             emissions = self.student.output(states)
         if "hard" in wanted:
-            found["hard"] = losses.hard_loss(emissions, torch.from_numpy(batch.targets))
+            found["hard"] = losses.hard_loss(emissions, on_device(batch.targets))
         if "soft" in wanted:
-            logits = torch.from_numpy(batch.logits)
+            logits = on_device(batch.logits)
             if self.config.logit_loss == "mse":
                 found["soft"] = losses.logit_loss(emissions, logits)
             else:
@@ -148,7 +148,7 @@ class Classification:
         if "representation" in wanted:
             assert self.student.projection is not None
             compare = REPRESENTATION_LOSSES[self.config.representation_loss]
-            targets = torch.from_numpy(batch.representation)
+            targets = on_device(batch.representation)
             found["representation"] = compare(self.student.projection(states), targets, None)
         return found
 
@@ -204,7 +204,7 @@ class ClassificationJob:
             *self.texts.describe(),
         ]
         self.teacher = DocumentTeacher.from_pretrained(
-            config.teacher, precision=config.teacher_precision
+            config.teacher, config.device, precision=config.teacher_precision
         )
         for documents in (*train, *self.dev):
             if unknown := sorted(documents.classes - set(self.teacher.labels)):

@@ -18,6 +18,7 @@ from xdistil_fast.train.schedules import LOSSES, SCHEDULES, Stage
 PathLike: TypeAlias = "str | Path"
 
 TASKS = ("tagging", "classification")
+DEVICES = ("auto", "cpu", "cuda")
 TEACHER_PRECISIONS = ("auto", "float32", "bfloat16")
 HEADS = ("softmax", "crf")
 _POOLING = "max"
@@ -33,7 +34,7 @@ _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 # What may differ between the attempts of one run: where it works and how it reports, not what it
 # computes.
-_NOT_IDENTITY = ("output", "cache", "checkpoint_minutes", "progress")
+_NOT_IDENTITY = ("output", "cache", "device", "checkpoint_minutes", "progress")
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ class DistillConfig:
         keep_dev_sentences: keep transfer sentences that also stand in ``dev``.
         cache: folder for the teacher's logits, to be used again by other runs; without it they
             lie with the unfinished output and go when it is done.
+        device: where teacher and student compute: ``cpu``, ``cuda``, or ``auto``: a GPU where there
+            is one (:func:`~xdistil_fast.train.student.student_device`). A run may be gone on with
+            on another device; the same bytes for the same seed are promised for the CPU.
         batch_pieces: pieces the teacher labels at once.
         checkpoint_minutes: time between checkpoints; one is also made after each epoch.
         seed: of initial values, shuffles and dropout.
@@ -152,6 +156,7 @@ class DistillConfig:
     language_sampling: float = 1.0
     keep_dev_sentences: bool = False
     cache: str | None = None
+    device: str = "auto"
     batch_pieces: int = 8192
     checkpoint_minutes: float = 2.0
     seed: int = 0
@@ -191,6 +196,7 @@ class DistillConfig:
             object.__setattr__(self, "label_map", dict(self.label_map))
         parse_size(self.student)
         _one_of("task", self.task, TASKS)
+        _one_of("device", self.device, DEVICES)
         _one_of("teacher_precision", self.teacher_precision, TEACHER_PRECISIONS)
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("head", self.head, HEADS)

@@ -37,6 +37,7 @@ from xdistil_fast.train.corpora import Corpus, labelling_of, read_labelled
 from xdistil_fast.train.label_maps import check_label_map
 from xdistil_fast.train.languages import check_languages
 from xdistil_fast.train.representation import Representation, check_representation_size
+from xdistil_fast.train.student import student_device
 from xdistil_fast.train.tagging import Tagging
 from xdistil_fast.train.teacher import Teacher
 from xdistil_fast.train.texts import Texts
@@ -60,12 +61,13 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         from the same input, it is left as it is.
 
     Raises:
+        DeviceError: (a RuntimeError) there is no ``device`` to train on, before any work.
         ValueError: files, labels and settings that do not go together, before any work; an output
             or an unfinished run that is another one's; a loss that is not finite.
         OSError: a full disk, say. The same call goes on from the last checkpoint.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the state was saved.
     """
-    with distributed.joined() as ranks:
+    with distributed.joined(config.device) as ranks:
         if not ranks.first:
             config = dataclasses.replace(config, progress=False)
         return _distill(config, command, ranks)
@@ -74,6 +76,7 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
 def _distill(
     config: DistillConfig, command: Sequence[str], ranks: distributed.Ranks
 ) -> dict[str, Any]:
+    device = student_device(config.device)
     out = Path(config.output)
     checkpoint.check_output(out)
     from_file = config.embeddings not in EMBEDDING_STARTS
@@ -108,7 +111,7 @@ def _distill(
         teacher.tokenizer, cache.piece_counts(len(table)), config.min_piece_count
     )
     task = job.task(vocabulary, cache)
-    trainer = Trainer(config, task, cache, part, ranks)
+    trainer = Trainer(config, task, cache, part, ranks, device)
     size, _ = parse_size(config.student)
     trainer.restore(len(vocabulary), size, lambda: _start_values(config, vocabulary, table))
     trainer.seconds["labelling"] += label_seconds
@@ -150,7 +153,9 @@ class TaggingJob:
             *(corpus.describe("dev") for corpus in self.dev),
             *self.texts.describe(),
         ]
-        self.teacher = Teacher.from_pretrained(config.teacher, precision=config.teacher_precision)
+        self.teacher = Teacher.from_pretrained(
+            config.teacher, config.device, precision=config.teacher_precision
+        )
         check_labels(self.teacher.labels, train, self.dev)
         if rates := parse_augmentation(config.augment):
             mask = getattr(self.teacher.hf_tokenizer, "mask_token", None)
@@ -299,6 +304,7 @@ def _finish(
         seconds=sum(trainer.seconds.values()),
         digest=file_digest(folder / WEIGHTS_FILE),
         threads=torch.get_num_threads(),
+        device=trainer.device_name,
         labels=teacher.labels,
         history=trainer.history,
         stages={name: round(value, 3) for name, value in trainer.seconds.items()},

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from xdistil_fast.train.student import student_device
+
 Value = TypeVar("Value")
 
 
@@ -163,18 +165,25 @@ def one_process_only(command: str) -> None:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined(device: str = "auto") -> Iterator[Ranks]:
     """The processes that torchrun started, connected until the end of the block.
 
     CPU tensors go by gloo, those of GPUs by NCCL; each process takes the GPU of its local rank.
+
+    Args:
+        device: of the student, see :func:`~xdistil_fast.train.student.student_device`.
+
+    Raises:
+        DeviceError: the device is not to be had.
     """
     size = processes()
     if size == 1:
         yield Ranks()
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
+    if device != "cpu" and torch.cuda.is_available():
+        # Where the student does not fit the GPUs, teachers share them.
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    cuda = student_device(device).type == "cuda"
     options: dict[str, Any] = {"backend": "cpu:gloo,cuda:nccl" if cuda else "gloo"}
     dist.init_process_group(**options)
     try:

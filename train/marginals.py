@@ -34,8 +34,8 @@ def crf_log_marginals(
         [P, C]; exp of a row sums to 1.
     """
     lengths = torch.diff(cu_seqlens.long())
-    sentence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    step = torch.arange(len(emissions)) - cu_seqlens.long()[sentence]
+    sentence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    step = torch.arange(len(emissions), device=lengths.device) - cu_seqlens.long()[sentence]
     steps = int(lengths.max()) if len(lengths) else 0
     if not steps:
         return emissions

@@ -6,6 +6,7 @@ saying where each sentence starts. Nothing is padded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from xdistil_fast import nn, student, torch_ops
+from xdistil_fast._backend import DeviceError, device_info
 from xdistil_fast.labels import outside_of
 from xdistil_fast.train.alignment import Alignment
 from xdistil_fast.train.schedules import GROUPS
@@ -104,7 +106,18 @@ class Student(torch.nn.Module):
             return values
         bits = np.frombuffer(generator.bytes(2 * values.numel()), np.uint16).reshape(values.shape)
         scale = np.float32(65536 / (65536 - dropped))
-        return values * torch.from_numpy(np.multiply(bits >= dropped, scale, dtype=np.float32))
+        mask = np.multiply(bits >= dropped, scale, dtype=np.float32)
+        return values * self.on_device(mask)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and batches must be."""
+        device: torch.device = self.embedding.weight.device
+        return device
+
+    def on_device(self, array: npt.NDArray[Any]) -> Tensor:
+        """A part of a batch as a tensor where the parameters are; on the CPU it shares memory."""
+        return torch.from_numpy(array).to(self.device)
 
     def groups(self) -> dict[str, list[str]]:
         """Names of the parameters of each layer, by its name in ``schedules.GROUPS``."""
@@ -115,14 +128,45 @@ class Student(torch.nn.Module):
         return found
 
     def tensors(self) -> dict[str, FloatArray]:
-        """All parameters, those served by the names of the model folder, as copies."""
-        return {name: value.detach().numpy().copy() for name, value in self.named_parameters()}
+        """All parameters, those served by the names of the model folder, as copies on the CPU."""
+        return {
+            name: value.detach().cpu().numpy().copy() for name, value in self.named_parameters()
+        }
 
     def load(self, tensors: Mapping[str, npt.NDArray[np.floating]]) -> None:
         """Set all parameters from arrays as :meth:`tensors` gives them."""
         with torch.no_grad():
             for name, value in self.named_parameters():
                 value.copy_(torch.from_numpy(np.asarray(tensors[name], np.float32)))
+
+
+def student_device(device: str) -> torch.device:
+    """Where a student is trained.
+
+    Under ``torchrun`` each process of a machine needs a GPU of its own.
+
+    Args:
+        device: ``cpu``, ``cuda``, or ``auto``: the current GPU if there is one for each process,
+            and torch and the extension ``_cuda`` run on it; else the CPU.
+
+    Raises:
+        DeviceError: ``cuda`` is not to be had, and why.
+    """
+    if device == "cpu":
+        return torch.device("cpu")
+    try:
+        if not torch.cuda.is_available():
+            raise DeviceError("device is 'cuda', but torch finds no GPU or was built without CUDA")
+        count, needed = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if count < needed:
+            raise DeviceError(f"device is 'cuda': {needed} processes train on {count} GPUs")
+        number = torch.cuda.current_device()
+        device_info(number)
+    except DeviceError:
+        if device == "auto":
+            return torch.device("cpu")
+        raise
+    return torch.device("cuda", number)
 
 
 def stored_tensors(tensors: Mapping[str, FloatArray], table_dtype: str) -> dict[str, Any]:

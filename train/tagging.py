@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from xdistil_fast import student as serving
@@ -96,26 +95,27 @@ class Tagging:
     ) -> dict[str, Tensor]:
         """Losses of a batch, see :mod:`~xdistil_fast.train.losses`."""
         own, said = self._in_student_pieces(batch)
-        offsets = torch.from_numpy(own.cu_seqlens)
-        weights = None if said.all() else torch.from_numpy(said.astype(np.float32))
-        states = self.student.encode(torch.from_numpy(own.ids), offsets, generator)
+        on_device = self.student.on_device
+        offsets = on_device(own.cu_seqlens)
+        weights = None if said.all() else on_device(said.astype(np.float32))
+        states = self.student.encode(on_device(own.ids), offsets, generator)
         found = {}
         if {"hard", "soft"} & set(wanted):
             emissions = self.student.output(states)
         if "hard" in wanted:
-            targets = torch.from_numpy(own.targets)
+            targets = on_device(own.targets)
             if self.student.crf is None:
                 found["hard"] = losses.hard_loss(emissions, targets)
             else:
                 found["hard"] = losses.crf_loss(self.student.crf, emissions, targets, offsets)
         if "soft" in wanted:
-            logits = torch.from_numpy(own.logits)
+            logits = on_device(own.logits)
             found["soft"] = self._soft_loss(emissions, logits, offsets, weights)
         if "representation" in wanted:
             assert self.student.projection is not None
             compare = REPRESENTATION_LOSSES[self.config.representation_loss]
             projected = self.student.projection(states)
-            targets = torch.from_numpy(own.representation)
+            targets = on_device(own.representation)
             found["representation"] = compare(projected, targets, weights)
         return found
 

@@ -98,6 +98,7 @@ class Trainer:
         cache: Cache,
         part: Path,
         ranks: Ranks | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Plan a run.
 
@@ -107,12 +108,14 @@ class Trainer:
             cache: sentences with the teacher's outputs.
             part: working folder, for checkpoints.
             ranks: the processes that train together; this one alone if None.
+            device: where the student is trained; the CPU if None.
 
         Raises:
             ValueError: a stage has no sentence to train on.
         """
         self.config, self.task, self.cache, self.part = config, task, cache, part
         self.ranks = ranks or Ranks()
+        self.device = device or torch.device("cpu")
         self.metric = f"dev_{task.metric}"
         self.fits = [
             fit
@@ -163,7 +166,7 @@ class Trainer:
         saved = checkpoint.load_checkpoint(self.part)
         self.ranks.wait()  # nobody writes one before all have read it
         first = start_values() if saved is None else np.zeros((rows, size), np.float32)
-        self.student = self.task.build(first)
+        self.student = self.task.build(first).to(self.device)
         if saved is None:
             self.ranks.copy_first(list(self.student.parameters()))
             self._begin_fit()
@@ -182,7 +185,7 @@ class Trainer:
         for name, parameter in self.trained.items():
             if f"step/{name}" in tensors:
                 self.optimizer.state[parameter] = {
-                    slot: torch.from_numpy(tensors[f"{slot}/{name}"])
+                    slot: torch.from_numpy(tensors[f"{slot}/{name}"]).to(self.device)
                     for slot in ("step", "exp_avg", "exp_avg_sq")
                 }
         self._say(f"going on after {self._title(self.epoch)}, step {self.step}")
@@ -196,7 +199,7 @@ class Trainer:
         for name, parameter in self.trained.items():
             # A parameter that no loss has reached yet has no state.
             for slot, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{slot}/{name}"] = value.numpy()
+                tensors[f"{slot}/{name}"] = value.cpu().numpy()
         state = {name: getattr(self, name) for name in _STATE}
         checkpoint.save_checkpoint(self.part, tensors, state)
 
@@ -210,6 +213,13 @@ class Trainer:
                     self._end_epoch()
                     self.save()
                 self._end_fit()
+
+    @property
+    def device_name(self) -> str:
+        """What the record says of the device."""
+        if self.device.type == "cpu":
+            return "cpu"
+        return f"{self.device.type} ({torch.cuda.get_device_name(self.device)})"
 
     @property
     def _fit(self) -> Fit:
@@ -399,10 +409,12 @@ class Trainer:
             else SharedGenerator(generator, sizes, self.ranks.rank)
         )
         parts = self.task.losses(batch, self.weights.keys(), dropout)
-        loss = sum((self.weights[name] * part for name, part in parts.items()), torch.zeros(()))
+        nothing = torch.zeros((), device=self.device)
+        loss = sum((self.weights[name] * part for name, part in parts.items()), nothing)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        found = [loss.item(), *(part.item() for part in parts.values())]
+        # All at once: to read a number of a GPU is to wait for it.
+        found = torch.stack([loss, *parts.values()]).detach().tolist()
         share = sizes[self.ranks.rank] / sum(sizes)
         found = self.ranks.average(share, list(self.trained.values()), found)
         values = dict(zip(("loss", *parts), found, strict=True))

@@ -9,6 +9,11 @@ import functools
 import importlib
 from typing import Any
 
+
+class DeviceError(RuntimeError):
+    """What is asked for runs on no GPU here; the message says why and what to do."""
+
+
 # Of the drivers' version number, 1000 major + 10 minor.
 _MAJOR = 1000
 
@@ -22,17 +27,17 @@ def cuda() -> Any:
     """The extension `_cuda`.
 
     Raises:
-        RuntimeError: it was not built or does not load; the message says what to do.
+        DeviceError: it was not built or does not load; the message says what to do.
     """
     try:
         return importlib.import_module("xdistil_fast._cuda")
     except ModuleNotFoundError:
-        raise RuntimeError(
+        raise DeviceError(
             "this xdistil-fast was built without CUDA; build it where nvcc is, with "
             "`pip install . -C cmake.define.XDF_CUDA=ON`, or use device='cpu'"
         ) from None
     except ImportError as error:
-        raise RuntimeError(f"the CUDA extension of xdistil-fast does not load: {error}") from error
+        raise DeviceError(f"the CUDA extension of xdistil-fast does not load: {error}") from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -47,23 +52,26 @@ def device_info(device: int) -> dict[str, Any]:
         `max_cluster`, `total_memory` and `free_memory` (bytes, at the first call).
 
     Raises:
-        RuntimeError: no extension, no driver, a driver or a GPU that is too old.
+        DeviceError: no extension, no driver, a driver or a GPU that is too old.
         ValueError: there is no such device.
     """
     extension = cuda()
     driver, runtime = extension.driver_version(), extension.runtime_version()
     if runtime and driver == 0:
-        raise RuntimeError("device='cuda' needs an NVIDIA driver; there is none on this machine")
+        raise DeviceError("device='cuda' needs an NVIDIA driver; there is none on this machine")
     if driver // _MAJOR < runtime // _MAJOR:
-        raise RuntimeError(
+        raise DeviceError(
             f"the NVIDIA driver is for CUDA {_version_text(driver)}, this extension was built "
             f"with CUDA {_version_text(runtime)}: it needs a newer driver, or a build with an "
             "older CUDA"
         )
-    info: dict[str, Any] = extension.device_info(device)
+    try:
+        info: dict[str, Any] = extension.device_info(device)
+    except RuntimeError as error:  # CUDA cannot start, or sees no device at all
+        raise DeviceError(f"device='cuda' does not run here: {error}") from None
     if info["compute_capability"] < (8, 0):
         major, minor = info["compute_capability"]
-        raise RuntimeError(
+        raise DeviceError(
             f"GPU {device}, {info['name']}, has compute capability {major}.{minor}; "
             "xdistil-fast needs 8.0 (Ampere) or later"
         )
@@ -83,7 +91,7 @@ def lstm_plan(
     """How the recurrence runs on a device: sequences of a tile, blocks of a cluster, and so on.
 
     Args:
-        kind: "float32", "float64" or "bfloat16".
+        kind: "float32", "float64", "bfloat16", or "int8", which has no backward pass.
         backward: which pass.
         hidden_size: H.
         batch: number of sequences.

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from xdistil_fast import __version__
+from xdistil_fast._backend import DeviceError
 
 _INFERENCE = {
     "tag": "xdistil_fast.commands.tag",
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_stdout()
         name = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         return _fail(f"{name}{error.strerror or error}")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, DeviceError) as error:
         return _fail(str(error))
     return status
 

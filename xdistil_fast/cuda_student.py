@@ -4,11 +4,13 @@ The embedding, the input half and the biases are a table, a row [8H] for each pi
 device when the model is loaded; where it would pass `max_memory`, a call makes the rows of its own
 pieces.
 One kernel then runs all steps of all sequences in both directions, another the output layer. Words
-are decoded on the CPU, from the scores.
+are decoded on the CPU, from the scores. Of a classifier a third one pools the states before the
+output layer: those of each window, then those of a text's windows.
 
-Precisions: "float32" (multiply-adds, sums as on the CPU but for their order) and "bfloat16" (tensor
-cores: weights and hidden states in bfloat16, table in float16, sums and cell states in float32). A
-model stored in int8 runs in bfloat16.
+Precisions: "float32" (multiply-adds, sums as on the CPU but for their order), "bfloat16" (tensor
+cores: weights and hidden states in bfloat16, table in float16, sums and cell states in float32) and
+"int8" (tensor cores, the CPU's bytes and exact sums; gates in float32, so that where a hidden state
+lies next to the middle between two levels it may be rounded to the other one).
 
 This has been compiled and, in emulation on the CPU, tested, but never yet run on a GPU.
 """
@@ -24,14 +26,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdistil_fast import _backend
-from xdistil_fast.model_config import TOKEN_CLASSIFICATION
+from xdistil_fast.model_config import TEXT_CLASSIFICATION
 from xdistil_fast.model_io import ModelConfig
-from xdistil_fast.quantization import as_floats
-from xdistil_fast.student import Floats, Ints, Student
+from xdistil_fast.quantization import as_bytes, as_floats
+from xdistil_fast.student import MAX_PIECES, Floats, Ints, Student, groups
 
 _STREAM = 0  # the default one, on which copies wait for kernels and kernels for copies
 _FLOAT = 4
+_STATE_NBYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_HIDDEN_LEVELS = np.float32(63)  # of int8: round(63 h)
 _TABLE_CHUNK = 8_192  # pieces whose embeddings are on the device at once while the table is made
+
+
+def device_number(device: str) -> int | None:
+    """The GPU that a device names, after a look whether it is there.
+
+    Args:
+        device: "cpu", "cuda" (the first GPU) or "cuda:N".
+
+    Returns:
+        Its number; None for the CPU.
+
+    Raises:
+        TypeError: `device` is no string.
+        ValueError: another name, or there is no such GPU.
+        RuntimeError: CUDA was not built, or does not run here.
+    """
+    if not isinstance(device, str):
+        raise TypeError(f"device is {device!r}; it must be a string")
+    if device == "cpu":
+        return None
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", device, re.ASCII)
+    if match is None:
+        raise ValueError(f"device is {device!r}; allowed: 'cpu', 'cuda', 'cuda:N'")
+    number = int(match[1] or 0)
+    _backend.device_info(number)
+    return number
 
 
 def student_on(
@@ -45,7 +75,7 @@ def student_on(
     """A `Student` on a device.
 
     Args:
-        device: "cpu", "cuda" (the first GPU) or "cuda:N".
+        device: see `device_number`.
         config: as of `Student`; the same with all that follow.
         tensors: weights.
         threads: of what runs on the CPU.
@@ -58,16 +88,10 @@ def student_on(
         RuntimeError: CUDA was not built, or does not run here.
         MemoryError: the device's memory does not suffice.
     """
-    if not isinstance(device, str):
-        raise TypeError(f"device is {device!r}; it must be a string")
-    if device == "cpu":
+    number = device_number(device)
+    if number is None:
         return Student(config, tensors, threads, precision, max_memory)
-    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", device, re.ASCII)
-    if match is None:
-        raise ValueError(f"device is {device!r}; allowed: 'cpu', 'cuda', 'cuda:N'")
-    if config.task != TOKEN_CLASSIFICATION:
-        raise ValueError(f"device is {device!r}; a classifier of texts allows 'cpu' only")
-    return CudaStudent(config, tensors, threads, precision, max_memory, int(match[1] or 0))
+    return CudaStudent(config, tensors, threads, precision, max_memory, number)
 
 
 class _Buffer:
@@ -100,6 +124,12 @@ def _interleave(forward: Floats, reverse: Floats) -> Floats:
     return np.ascontiguousarray(both.reshape(8 * hidden, *forward.shape[1:]), np.float32)
 
 
+def _check_offsets(name: str, offsets: Ints, total: int) -> None:
+    ends = offsets[[0, -1]].tolist() if offsets.ndim == 1 and len(offsets) else None
+    if ends != [0, total] or (np.diff(offsets) < 0).any():
+        raise ValueError(f"{name} must ascend from 0 to {total}")
+
+
 class CudaStudent(Student):
     """A student on a GPU; safe to share between threads, which take turns.
 
@@ -107,7 +137,7 @@ class CudaStudent(Student):
         config: as of `Student`; the same with the next four.
         tensors: weights.
         threads: of what runs on the CPU.
-        precision: "float32" or "bfloat16"; None is the model's, bfloat16 for int8.
+        precision: "float32", "bfloat16" or "int8"; None is what the model is stored in.
         max_memory: bytes of the device that the input table may take; None is 256 MiB.
         device: number of the GPU.
 
@@ -116,9 +146,6 @@ class CudaStudent(Student):
         RuntimeError: CUDA was not built, or does not run here.
         MemoryError: the device's memory does not suffice.
     """
-
-    precisions = ("float32", "bfloat16")
-    _where = " on a GPU"
 
     def __init__(
         self,
@@ -134,9 +161,6 @@ class CudaStudent(Student):
         self._lock = threading.Lock()
         super().__init__(config, tensors, threads, precision, max_memory)
 
-    def _stored(self, precision: str) -> str:
-        return "bfloat16" if precision == "int8" else precision
-
     def _load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         _backend.device_info(self._number)  # first of all whether there is such a GPU
         extension, at = _backend.cuda(), (self._number, _STREAM)
@@ -146,35 +170,47 @@ class CudaStudent(Student):
         ]
         self._embedding = as_floats(tensors, "embedding.weight")
         biases = [tensors[bias] + tensors[bias.replace("_ih_", "_hh_")] for _, _, bias in names]
-        hidden, size = self.config.hidden_size, 2 if self.precision == "bfloat16" else _FLOAT
+        hidden, in_bytes = self.config.hidden_size, self.precision == "int8"
 
-        def kept(array: NDArray[Any]) -> Any:
+        def kept(array: NDArray[Any], dtype: Any = np.float32) -> Any:
+            array = np.ascontiguousarray(array, dtype)
             memory = extension.Memory(max(array.nbytes, 16), self._number)
-            memory.write(np.ascontiguousarray(array, np.float32))
+            memory.write(array)
             return memory
 
         self._input = kept(_interleave(*(as_floats(tensors, name[0]) for name in names)))
         self._bias = kept(_interleave(*biases))
-        self._output = kept(as_floats(tensors, "output.weight"))
         self._output_bias = kept(np.asarray(tensors["output.bias"]))
-        forward, reverse = (kept(as_floats(tensors, name[1])) for name in names)
+        self._scales: Any = None
+        if in_bytes:
+            levels, scales = as_bytes(tensors, "output.weight")
+            self._output = kept(levels * (scales[:, None] / _HIDDEN_LEVELS))
+            weights = [as_bytes(tensors, name[1]) for name in names]
+            self._scales = kept(_interleave(*(scales / _HIDDEN_LEVELS for _, scales in weights)))
+            forward, reverse = (kept(levels, np.int8) for levels, _ in weights)
+        else:
+            self._output = kept(as_floats(tensors, "output.weight"))
+            forward, reverse = (kept(as_floats(tensors, name[1])) for name in names)
         elements = extension.lstm_packed_size(self.precision, False, hidden)
-        self._packed = extension.Memory(elements * size, self._number)
+        self._packed = extension.Memory(elements * _STATE_NBYTES[self.precision], self._number)
         extension.lstm_pack(
             self.precision,
             False,
             hidden,
-            True,
+            not in_bytes,
             forward.address,
             reverse.address,
             self._packed.address,
             *at,
         )
-        self._row_nbytes = 8 * hidden * size
+        self._row_nbytes = 8 * hidden * (_FLOAT if self.precision == "float32" else 2)
         self._embeddings, self._rows, self._ids, self._offsets, self._order = (
             _Buffer(self._number) for _ in range(5)
         )
-        self._states, self._logits = _Buffer(self._number), _Buffer(self._number)
+        self._bounds, self._divisors, self._states, self._of_windows, self._of_texts = (
+            _Buffer(self._number) for _ in range(5)
+        )
+        self._logits = _Buffer(self._number)
         self._table: Any = None
         self.table_rows = 0
         vocab_size = self.config.vocab_size
@@ -191,7 +227,7 @@ class CudaStudent(Student):
         extension = _backend.cuda()
         extension.linear(
             "float32",
-            "float16" if self.precision == "bfloat16" else "float32",
+            "float32" if self.precision == "float32" else "float16",
             len(embeddings),
             8 * self.config.hidden_size,
             self.config.embedding_size,
@@ -203,20 +239,100 @@ class CudaStudent(Student):
             _STREAM,
         )
 
+    def _check(self, ids: Ints, cu_seqlens: Ints) -> None:
+        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= self.config.vocab_size):
+            raise ValueError(f"ids must be 0 to {self.config.vocab_size - 1}")
+        _check_offsets("cu_seqlens", cu_seqlens, len(ids))
+
     def _scores(self, ids: Ints, cu_seqlens: Ints, out: Floats) -> None:
+        if self.config.task == TEXT_CLASSIFICATION:
+            raise ValueError("this student pools its states; class_logits has its scores")
+        self._check(ids, cu_seqlens)
         if len(ids) == 0:
             return
-        if int(ids.min()) < 0 or int(ids.max()) >= self.config.vocab_size:
-            raise ValueError(f"ids must be 0 to {self.config.vocab_size - 1}")
-        if (np.diff(cu_seqlens) < 0).any():
-            raise ValueError("cu_seqlens must ascend")
         with self._lock:
-            self._run(ids, cu_seqlens, out)
+            self._apply_output(self._encode(ids, cu_seqlens), self.precision, out)
 
-    def _run(self, ids: Ints, cu_seqlens: Ints, out: Floats) -> None:
+    def class_logits(
+        self,
+        ids: NDArray[np.int32],
+        cu_seqlens: NDArray[np.int32],
+        cu_windows: NDArray[np.int32] | None = None,
+        cores: NDArray[np.int32] | None = None,
+    ) -> Floats:
+        """See `Student.class_logits`."""
+        if self.config.task != TEXT_CLASSIFICATION:
+            raise ValueError("this student has no pooling; logits has its scores")
+        if (cu_windows is None) != (cores is None):
+            raise ValueError("cu_windows must be given with cores")
+        self._check(ids, cu_seqlens)
+        own = np.stack([cu_seqlens[:-1], cu_seqlens[1:]], axis=1)
+        if cu_windows is None or cores is None:
+            cu_windows, cores = np.arange(len(own) + 1, dtype=np.int32), own
+        _check_offsets("cu_windows", cu_windows, len(own))
+        ascending = np.stack([own[:, 0], cores[:, 0], cores[:, 1], own[:, 1]], axis=1)
+        if (np.diff(ascending, axis=1) < 0).any():
+            raise ValueError("cores must ascend within their windows")
+        out = np.empty((len(cu_windows) - 1, len(self.config.labels)), np.float32)
+        if len(out):
+            with self._lock:
+                self._classify(ids, cu_seqlens, cu_windows, cores, out)
+        return out
+
+    def _classify(
+        self, ids: Ints, cu_seqlens: Ints, cu_windows: Ints, cores: Ints, out: Floats
+    ) -> None:
+        """Pools the core of each window, then the windows of each text; those without any are 0."""
+        pieces = cores[:, 1] - cores[:, 0]
+        # Windows with a core, and how many of them there are before each one.
+        kept = pieces > 0
+        before = np.concatenate([[0], np.cumsum(kept)])
+        width = 2 * self.config.hidden_size
+        states = self._of_windows.of(max(int(before[-1]) * width * _FLOAT, 16)).address
+        for begin, stop in groups(cu_seqlens, MAX_PIECES):
+            base, limit = int(cu_seqlens[begin]), int(cu_seqlens[stop])
+            bounds = cores[begin:stop][kept[begin:stop]] - base
+            if len(bounds):
+                x = self._encode(ids[base:limit], cu_seqlens[begin : stop + 1] - base)
+                to = states + int(before[begin]) * width * _FLOAT
+                self._pool(self.precision, x, limit - base, bounds, to)
+        texts = before[cu_windows]
+        bounds = np.stack([texts[:-1], texts[1:]], axis=1)
+        counts = np.diff(np.concatenate([[0], np.cumsum(pieces)])[cu_windows])
+        pooled = self._of_texts.of(max(len(out) * width * _FLOAT, 16)).address
+        self._pool("float32", states, int(before[-1]), bounds, pooled, counts)
+        self._apply_output(pooled, "float32", out)
+
+    def _pool(
+        self, kind: str, x: int, rows: int, bounds: Any, out: int, counts: Any = None
+    ) -> None:
+        """Pools runs [n, 2] of `rows` states at x; a mean only where there are counts [n]."""
+        mean = self.config.pooling == "mean"
+        divisors = 0
+        if mean and counts is not None:
+            divisors = self._divisors.holding(np.maximum(counts, 1).astype(np.int32))
+        _backend.cuda().pool_rows(
+            "sum" if mean else self.config.pooling,
+            kind,
+            rows,
+            len(bounds),
+            2 * self.config.hidden_size,
+            self._bounds.holding(bounds.astype(np.int32)),
+            divisors,
+            x,
+            out,
+            0,
+            self._number,
+            _STREAM,
+        )
+
+    def _encode(self, ids: Ints, cu_seqlens: Ints) -> int:
+        """Address of the states [total, 2H] of some pieces, in the precision's type.
+
+        In int8 they are levels, which the weights of the output layer take as they are.
+        """
         extension, hidden = _backend.cuda(), self.config.hidden_size
         total, batch = len(ids), len(cu_seqlens) - 1
-        wide = self.precision == "float32"
         table = self._table
         if table is None:
             distinct, rows = np.unique(ids, return_inverse=True)
@@ -226,7 +342,8 @@ class CudaStudent(Student):
         plan = _backend.lstm_plan(self.precision, False, hidden, batch, self._number)
         offsets = self._offsets.holding(np.asarray(cu_seqlens, np.int32))
         order = self._order.of(4 * batch).address
-        states = self._states.of(total * 2 * hidden * (_FLOAT if wide else 2)).address
+        nbytes = total * 2 * hidden * _STATE_NBYTES[self.precision]
+        states = int(self._states.of(nbytes).address)
         extension.order_by_length(batch, total, offsets, order, self._number, _STREAM)
         extension.lstm_forward(
             self.precision,
@@ -238,21 +355,26 @@ class CudaStudent(Student):
             order,
             self._packed.address,
             table.address,
-            "float32" if wide else "float16",
+            "float32" if self.precision == "float32" else "float16",
             self._ids.holding(np.asarray(ids, np.int32)),
             states,
             0,
             0,
             self._number,
             _STREAM,
+            0 if self._scales is None else self._scales.address,
         )
+        return states
+
+    def _apply_output(self, states: int, kind: str, out: Floats) -> None:
+        """Writes the scores [n, C] of states [n, 2H] of a type."""
         logits = self._logits.of(out.nbytes)
-        extension.linear(
-            self.precision,
+        _backend.cuda().linear(
+            kind,
             "float32",
-            total,
+            len(out),
             out.shape[1],
-            2 * hidden,
+            2 * self.config.hidden_size,
             states,
             self._output.address,
             self._output_bias.address,
@@ -270,5 +392,6 @@ class CudaStudent(Student):
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weights, without the input table, on the device."""
-        parts = (self._packed, self._input, self._bias, self._output, self._output_bias)
+        parts = [self._packed, self._input, self._bias, self._output, self._output_bias]
+        parts += [] if self._scales is None else [self._scales]
         return sum(int(part.nbytes) for part in parts)

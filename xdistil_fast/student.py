@@ -7,7 +7,7 @@ tagged among others agree bit for bit; a NumPy product over a batch would not ke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,24 @@ MAX_PIECES = 16_384
 MAX_TABLE = 256 << 20
 # More than any machine has; a slip of the keyboard must not start a million threads.
 MAX_THREADS = 1_024
+
+
+def groups(cu_seqlens: Ints, max_pieces: int) -> Iterator[tuple[int, int]]:
+    """Cuts a batch into groups of whole sequences.
+
+    Args:
+        cu_seqlens: int32 [B + 1].
+        max_pieces: about how many pieces a group has; a longer sequence is a group by itself.
+
+    Returns:
+        First sequence, and one past the last, of each group.
+    """
+    begin = 0
+    while begin < len(cu_seqlens) - 1:
+        limit = int(cu_seqlens[begin]) + max_pieces
+        stop = max(int(np.searchsorted(cu_seqlens, limit, side="right")) - 1, begin + 1)
+        yield begin, stop
+        begin = stop
 
 
 def _pack(
@@ -77,9 +95,7 @@ class Student:
     """
 
     device = "cpu"
-    precisions: tuple[str, ...] = PRECISIONS
     table_rows: int
-    _where = ""
 
     def __init__(
         self,
@@ -95,10 +111,10 @@ class Student:
             raise ValueError(
                 f"threads is {threads}; it must be from 0 (every core) to {MAX_THREADS}"
             )
-        precision = self._stored(config.precision) if precision is None else precision
-        if precision not in self.precisions:
-            allowed = ", ".join(map(repr, self.precisions))
-            raise ValueError(f"precision is {precision!r}; allowed{self._where}: {allowed}")
+        precision = config.precision if precision is None else precision
+        if precision not in PRECISIONS:
+            allowed = ", ".join(map(repr, PRECISIONS))
+            raise ValueError(f"precision is {precision!r}; allowed: {allowed}")
         max_memory = MAX_TABLE if max_memory is None else max_memory
         if isinstance(max_memory, bool) or not isinstance(max_memory, int):
             raise TypeError(f"max_memory is {max_memory!r}; it must be an int, a number of bytes")
@@ -129,10 +145,6 @@ class Student:
             self._begins = np.array(
                 [config.labels.index(f"B-{name}" if name else OUTSIDE) for name in types], np.int32
             )
-
-    def _stored(self, precision: str) -> str:
-        """The precision to run in if nobody says, of a model stored in this one."""
-        return precision
 
     def _load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Packs the weights; sets `table_rows`."""
@@ -165,15 +177,10 @@ class Student:
         ends = cu_seqlens[[0, -1]].tolist() if cu_seqlens.ndim == 1 and len(cu_seqlens) else None
         if ends != [0, len(ids)]:
             raise ValueError(f"cu_seqlens must be one row from 0 to the {len(ids)} pieces of ids")
-        begin = 0
-        while begin < len(cu_seqlens) - 1:
-            base = int(cu_seqlens[begin])
-            stop = int(np.searchsorted(cu_seqlens, base + max_pieces, side="right")) - 1
-            stop = max(stop, begin + 1)
-            limit = int(cu_seqlens[stop])
+        for begin, stop in groups(cu_seqlens, max_pieces):
+            base, limit = int(cu_seqlens[begin]), int(cu_seqlens[stop])
             bounds = cu_seqlens[begin : stop + 1] - base
             self._scores(ids[base:limit], bounds, out[base:limit])
-            begin = stop
         return out
 
     def class_logits(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from tokenizers import Tokenizer
 
-from xdistil_fast.cuda_student import student_on
+from xdistil_fast.cuda_student import device_number, student_on
 from xdistil_fast.model_config import TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 from xdistil_fast.model_io import (
     ModelConfig,
@@ -103,8 +103,8 @@ class TextModel:
                 is the fastest and changes few results; `xdistil quantize` measures how few.
             max_memory: bytes that the input table may take; None is 256 MiB. Changes speed and
                 memory, never a result.
-            device: "cpu"; for taggers also "cuda" or "cuda:N" where the extension for GPUs was
-                built, in "float32" or "bfloat16"; results are close to the CPU's, not its bits.
+            device: "cpu", or "cuda" or "cuda:N" where the extension for GPUs was built; results
+                are close to the CPU's, not its bits.
 
         Raises:
             ModelError: (a ValueError) not found, not a model this version can run, or one of
@@ -114,6 +114,7 @@ class TextModel:
             RuntimeError: there is no GPU, driver or extension for `device`; or it failed.
             MemoryError: the GPU's memory does not suffice.
         """
+        device_number(device)  # before anything is fetched or read
         folder = load_folder(resolve_model(name_or_path, revision))
         return cls(
             folder.config,

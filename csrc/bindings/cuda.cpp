@@ -12,6 +12,7 @@
 #include "cuda/device.h"
 #include "cuda/errors.h"
 #include "cuda/lstm_forward.cuh"
+#include "cuda/pooling.cuh"
 #include "xdf/check.h"
 #include "xdf/crf.h"
 
@@ -36,8 +37,9 @@ struct Address {
   }
 };
 
-Address address(uintptr_t value, const char* name) {
-  XDF_CHECK(value % 16 == 0, name, ": address ", value, " must be a multiple of 16");
+Address address(uintptr_t value, const char* name, size_t alignment = 16) {
+  XDF_CHECK(value % alignment == 0, name, ": address ", value, " must be a multiple of ",
+            alignment);
   return {value};
 }
 
@@ -51,7 +53,8 @@ Kind kind_of(const std::string& name) {
   if (name == "float32") return Kind::kFloat32;
   if (name == "float64") return Kind::kFloat64;
   if (name == "bfloat16") return Kind::kBf16;
-  fail("kind: got '", name, "', must be 'float32', 'float64' or 'bfloat16'");
+  if (name == "int8") return Kind::kInt8;
+  fail("kind: got '", name, "', must be 'float32', 'float64', 'bfloat16' or 'int8'");
 }
 
 InputType input_type_of(const std::string& name, Kind kind) {
@@ -75,6 +78,8 @@ void check_plan(Kind kind, bool backward, int hidden, const LstmPlan& plan) {
 void run_lstm(Kind kind, bool backward, int64_t hidden_size, const LstmPlan& plan, int64_t batch,
               int64_t total, LstmArgs args, int device, uintptr_t stream) {
   const int hidden = size_of(hidden_size, "hidden_size", 1, kMaxHidden);
+  XDF_CHECK((kind == Kind::kInt8) == (args.scales != nullptr),
+            "scales: must be given for kind 'int8', and for no other");
   args.batch = size_of(batch, "batch");
   args.total = size_of(total, "total");
   check_plan(kind, backward, hidden, plan);
@@ -122,6 +127,23 @@ template <class T>
 void run_crf(CrfTask task, const CrfCall<T>& call, int device, uintptr_t stream) {
   const DeviceGuard guard(device);
   crf_run<T>(task, call.args, call.grads, {device, stream});
+}
+
+PoolTask pool_task_of(const std::string& name) {
+  if (name == "max") return PoolTask::kMax;
+  if (name == "sum") return PoolTask::kSum;
+  if (name == "last") return PoolTask::kLast;
+  fail("task: got '", name, "', must be 'max', 'sum' or 'last'");
+}
+
+// body(X{}, Out{}) for the rows of a type.
+template <class Body>
+void with_rows(const std::string& name, Body body) {
+  if (name == "float32") return body(float{}, float{});
+  if (name == "float64") return body(double{}, double{});
+  if (name == "bfloat16") return body(Bf16{}, float{});
+  if (name == "int8") return body(int8_t{}, float{});
+  fail("input_type: got '", name, "', must be 'float32', 'float64', 'bfloat16' or 'int8'");
 }
 
 void register_memory(py::module_& m) {
@@ -200,6 +222,7 @@ void register_lstm(py::module_& m) {
         const int hidden = size_of(hidden_size, "hidden_size", 1, kMaxHidden);
         XDF_CHECK(processors > 0 && shared_memory >= 0 && max_cluster > 0,
                   "processors, shared_memory, max_cluster: must be positive");
+        XDF_CHECK(kind != "int8" || !backward, "kind: 'int8' has no backward pass");
         const LstmPlan plan =
             lstm_plan(kind_of(kind), backward, hidden, size_of(batch, "batch"),
                       {processors, static_cast<size_t>(shared_memory), max_cluster}, rows, cluster);
@@ -221,6 +244,8 @@ void register_lstm(py::module_& m) {
       "lstm_pack",
       [](const std::string& kind, bool backward, int64_t hidden_size, bool from_float,
          uintptr_t forward, uintptr_t reverse, uintptr_t packed, int device, uintptr_t stream) {
+        XDF_CHECK(kind != "int8" || !(backward || from_float),
+                  "kind: 'int8' is packed from bytes, for the forward pass");
         const DeviceGuard guard(device);
         lstm_pack(kind_of(kind), backward, size_of(hidden_size, "hidden_size", 1, kMaxHidden),
                   from_float, static_cast<const void*>(address(forward, "forward")),
@@ -244,12 +269,13 @@ void register_lstm(py::module_& m) {
       [](const std::string& kind_name, int64_t hidden_size, const LstmPlan& plan, int64_t batch,
          int64_t total, uintptr_t cu_seqlens, uintptr_t order, uintptr_t packed, uintptr_t input,
          const std::string& input_type, uintptr_t ids, uintptr_t out, uintptr_t gates,
-         uintptr_t cells, int device, uintptr_t stream) {
+         uintptr_t cells, int device, uintptr_t stream, uintptr_t scales) {
         const Kind kind = kind_of(kind_name);
         LstmArgs args{};
         args.cu_seqlens = address(cu_seqlens, "cu_seqlens");
         args.order = address(order, "order");
         args.weights = address(packed, "packed");
+        args.scales = address(scales, "scales");
         args.input = address(input, "input");
         args.input_type = input_type_of(input_type, kind);
         args.ids = address(ids, "ids");
@@ -261,7 +287,7 @@ void register_lstm(py::module_& m) {
       },
       "kind"_a, "hidden_size"_a, "plan"_a, "batch"_a, "total"_a, "cu_seqlens"_a, "order"_a,
       "packed"_a, "input"_a, "input_type"_a, "ids"_a, "out"_a, "gates"_a, "cells"_a, "device"_a,
-      "stream"_a);
+      "stream"_a, "scales"_a = 0);
   m.def(
       "lstm_backward",
       [](const std::string& kind, int64_t hidden_size, const LstmPlan& plan, int64_t batch,
@@ -374,14 +400,17 @@ void register_rows(py::module_& m) {
       [](const std::string& input_type, const std::string& output_type, int64_t rows, int64_t N,
          int64_t K, uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, int device,
          uintptr_t stream) {
-        XDF_CHECK(
-            (input_type == "float32" && (output_type == "float32" || output_type == "float16")) ||
-                (input_type == "bfloat16" && output_type == "float32"),
-            "input_type, output_type: got '", input_type, "' and '", output_type,
-            "', must be float32 to float32, float32 to float16 or bfloat16 to float32");
+        const bool small = input_type == "bfloat16" || input_type == "int8";
+        XDF_CHECK((output_type == "float32" && (small || input_type == "float32")) ||
+                      (output_type == "float16" && input_type == "float32"),
+                  "input_type, output_type: got '", input_type, "' and '", output_type,
+                  "', must be float32, bfloat16 or int8 to float32, or float32 to float16");
         const DeviceGuard guard(device);
-        linear(input_type == "bfloat16", output_type == "float16", size_of(rows, "rows"),
-               size_of(N, "N", 1), size_of(K, "K", 1), static_cast<const void*>(address(x, "x")),
+        linear(input_type == "int8"       ? RowType::kInt8
+               : input_type == "bfloat16" ? RowType::kBf16
+                                          : RowType::kFloat32,
+               output_type == "float16", size_of(rows, "rows"), size_of(N, "N", 1),
+               size_of(K, "K", 1), static_cast<const void*>(address(x, "x")),
                address(weight, "weight"), address(bias, "bias"),
                static_cast<void*>(address(out, "out")), {device, stream});
       },
@@ -402,6 +431,29 @@ void register_rows(py::module_& m) {
       },
       "is_double"_a, "positions"_a, "rows"_a, "E"_a, "ids"_a, "order"_a, "grad_out"_a,
       "grad_table"_a, "device"_a, "stream"_a);
+  m.def(
+      "pool_rows",
+      [](const std::string& task, const std::string& input_type, int64_t rows, int64_t runs,
+         int64_t width, uintptr_t bounds, uintptr_t divisors, uintptr_t x, uintptr_t out,
+         uintptr_t where, int device, uintptr_t stream) {
+        with_rows(input_type, [&](auto from, auto to) {
+          PoolArgs<decltype(from), decltype(to)> args{};
+          args.task = pool_task_of(task);
+          args.rows = size_of(rows, "rows");
+          args.runs = size_of(runs, "runs");
+          args.width = size_of(width, "width", 1, 2 * kMaxHidden);
+          args.bounds = address(bounds, "bounds");
+          args.divisors = address(divisors, "divisors");
+          args.x = address(x, "x");
+          // A row of a larger array.
+          args.out = address(out, "out", sizeof(to));
+          args.where = address(where, "where");
+          const DeviceGuard guard(device);
+          pool_rows(args, {device, stream});
+        });
+      },
+      "task"_a, "input_type"_a, "rows"_a, "runs"_a, "width"_a, "bounds"_a, "divisors"_a, "x"_a,
+      "out"_a, "where"_a, "device"_a, "stream"_a);
 }
 
 }  // namespace

@@ -21,7 +21,8 @@ namespace cuda {
 LstmPlan lstm_plan(Kind kind, bool backward, int hidden, int batch, const DeviceLimits& device,
                    int rows, int cluster);
 size_t lstm_packed_size(Kind kind, bool backward, int hidden);  // elements
-// W_hh [4H, H] of both directions, in torch's order; float32 may be packed for bfloat16.
+// W_hh [4H, H] of both directions, in torch's order and of the kind's type; float32 may be packed
+// for bfloat16.
 void lstm_pack(Kind kind, bool backward, int hidden, bool from_float, const void* forward,
                const void* reverse, void* packed, Stream stream);
 void order_by_length(int batch, int64_t total, const int32_t* cu_seqlens, int32_t* order,
@@ -46,11 +47,19 @@ struct CrfModelGrads {
 template <class T>
 void crf_run(CrfTask task, const CrfArgs<T>& args, const CrfModelGrads<T>& grads, Stream stream);
 
-void linear(bool x_bf16, bool out_half, int64_t M, int N, int K, const void* x, const float* w,
+// Of x: float, Bf16 or int8_t; what is none of float goes to float alone.
+enum class RowType { kFloat32, kBf16, kInt8 };
+void linear(RowType x_type, bool out_half, int64_t M, int N, int K, const void* x, const float* w,
             const float* bias, void* out, Stream stream);
 template <class T>
 void embedding_grad(int64_t positions, int64_t rows, int E, const int64_t* ids,
                     const int64_t* order, const T* grad_out, T* grad_table, Stream stream);
+
+// X to Out: float, Bf16 or int8_t to float, double to double.
+template <class X, class Out>
+struct PoolArgs;
+template <class X, class Out>
+void pool_rows(const PoolArgs<X, Out>& args, Stream stream);
 
 }  // namespace cuda
 }  // namespace xdf

@@ -1,4 +1,6 @@
 // Launches of the recurrent kernels.
+#include <type_traits>
+
 #include "cuda/api.h"
 #include "cuda/lstm_backward.cuh"
 #include "cuda/lstm_forward.cuh"
@@ -13,6 +15,7 @@ template <class Body>
 auto with_arithmetic(Kind kind, Body body) {
   if (kind == Kind::kFloat32) return body(Scalar<float>{});
   if (kind == Kind::kFloat64) return body(Scalar<double>{});
+  if (kind == Kind::kInt8) return body(Bytes{});
   return body(Tensor{});
 }
 
@@ -21,7 +24,8 @@ void run(bool backward, const LstmArgs& args, const Grid& grid, Stream stream) {
   if (!backward) {
     launch<LstmForward<P, NB, kResident>>(args, grid, stream);
   } else {
-    if constexpr (NB <= 2) launch<LstmBackward<P, NB, kResident>>(args, grid, stream);
+    if constexpr (NB <= 2 && !std::is_same_v<P, Bytes>)
+      launch<LstmBackward<P, NB, kResident>>(args, grid, stream);
   }
 }
 
@@ -41,10 +45,12 @@ void pack(bool backward, const Geometry& x, const void* forward, const void* rev
   auto* to = static_cast<typename P::Store*>(packed);
   Grid grid = {0, 2, 8, 1, 0};
   grid.x = divide_up(x.groups * x.weights_a_group, grid.warps * kLanes);
-  if (backward)
-    launch<PackWeights<P, From, true>>({x, {weights[0], weights[1]}, to}, grid, stream);
-  else
+  if (!backward) {
     launch<PackWeights<P, From, false>>({x, {weights[0], weights[1]}, to}, grid, stream);
+  } else {
+    if constexpr (!std::is_same_v<P, Bytes>)
+      launch<PackWeights<P, From, true>>({x, {weights[0], weights[1]}, to}, grid, stream);
+  }
 }
 
 }  // namespace
@@ -67,7 +73,7 @@ void lstm_pack(Kind kind, bool backward, int hidden, bool from_float, const void
   with_arithmetic(kind, [&](auto p) {
     using P = decltype(p);
     const Geometry x = geometry<P>(backward, hidden, 8, 1, false);
-    if constexpr (P::kTensor) {
+    if constexpr (std::is_same_v<P, Tensor>) {
       if (from_float) return pack<P, float>(backward, x, forward, reverse, packed, stream);
     }
     pack<P, typename P::Store>(backward, x, forward, reverse, packed, stream);

@@ -3,6 +3,9 @@
 //   [i, f, g, o] = input_t + W_hh h_{t-1}       input_t = W_ih x_t + b, computed before
 //   c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g),   h_t = sigmoid(o) tanh(c_t)
 //
+// In bytes (lstm_layout.cuh: Bytes) the product is  s (W8 h8_{t-1}) / 63  with s a row's scale, and
+// h8 = round(63 h).
+//
 // Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000. One launch runs all
 // steps of all sequences; lstm_layout.cuh says who computes what.
 #pragma once
@@ -21,6 +24,7 @@ struct LstmArgs {
   const int32_t* cu_seqlens;  // [B + 1]
   const int32_t* order;       // [B]: sequences by descending length
   const void* weights;        // P::Store, packed, [2][groups][weights_a_group]
+  const float* scales;        // of Bytes, s / 63 of each row, [2][H][4]
   // forward
   const void* input;  // of input_type, row r at 8 H r: [2][H][4]
   InputType input_type;
@@ -146,9 +150,11 @@ template <class P, int NB, bool kResident>
 struct LstmForward {
   using Args = LstmArgs;
   using Acc = typename P::Acc;
+  using Sum = typename P::Sum;
   using Store = typename P::Store;
   using Common = LstmBlock<P, kResident>;
   static constexpr int kWarps = lstm_warps(kResident);
+  static constexpr bool kBytes = std::is_same_v<P, Bytes>;
 
   static XDF_DEVICE int phases(const Args& args, const Block& block) {
     const int steps = Common::steps(args, block);
@@ -183,12 +189,20 @@ struct LstmForward {
         }
       }
     }
-    Lane<Acc> sums[NB][2][4];
+    Lane<Quad<float>> scales;
+    if constexpr (kBytes) {
+      XDF_EACH_LANE(lane) {
+        const int unit = group * 8 + (lane >> 2);
+        if (unit < H)
+          scales[lane] = reinterpret_cast<const Quad<float>*>(args.scales)[block.y * H + unit];
+      }
+    }
+    Lane<Sum> sums[NB][2][4];
     XDF_EACH_LANE(lane) {
       XDF_UNROLL
       for (int n = 0; n < NB; ++n) {
         XDF_UNROLL
-        for (int r = 0; r < 4; ++r) sums[n][0][r][lane] = sums[n][1][r][lane] = Acc(0);
+        for (int r = 0; r < 4; ++r) sums[n][0][r][lane] = sums[n][1][r][lane] = Sum(0);
       }
     }
     if (s > 0)
@@ -207,8 +221,14 @@ struct LstmForward {
           if (row < active && unit < H) {
             Acc gates[4];
             XDF_UNROLL
-            for (int gate = 0; gate < 4; ++gate)
-              gates[gate] = input[n][e][gate][lane] + sums[n][gate / 2][gate % 2 * 2 + e][lane];
+            for (int gate = 0; gate < 4; ++gate) {
+              const Acc x_part = input[n][e][gate][lane];
+              const Sum sum = sums[n][gate / 2][gate % 2 * 2 + e][lane];
+              if constexpr (kBytes)
+                gates[gate] = multiply_add(static_cast<float>(sum), scales[lane].v[gate], x_part);
+              else
+                gates[gate] = x_part + sum;
+            }
             finish(args, block, local * 8 + (lane >> 2), unit, row, s, next_at, gates);
           }
         }
@@ -231,7 +251,7 @@ struct LstmForward {
     Acc cell = c;
     const Acc h = lstm_cell<P>(gates, cell);
     c = cell;
-    const Store stored = Rounded<Store>::of(h);
+    const Store stored = Rounded<Store>::of(kBytes ? Acc(kHiddenLevels) * h : h);
     reinterpret_cast<Store*>(block.shared + next_at)[exchange_place<P>(x, row, unit)] = stored;
     const int64_t token = Common::token(args, block, row, s);
     const int64_t at = (token * 2 + block.y) * x.hidden + unit;

@@ -23,7 +23,7 @@
 namespace xdf {
 namespace cuda {
 
-enum class Kind { kFloat32 = 0, kFloat64 = 1, kBf16 = 2 };
+enum class Kind { kFloat32 = 0, kFloat64 = 1, kBf16 = 2, kInt8 = 3 };
 enum class InputType { kFloat32 = 0, kFloat64 = 1, kBf16 = 2, kHalf = 3 };
 
 XDF_HD int divide_up(int a, int b) {
@@ -33,16 +33,31 @@ XDF_HD int divide_up(int a, int b) {
 // Arithmetic of float32 and float64: multiply-adds. Packed weights and exchange: [k][...].
 template <class T>
 struct Scalar {
-  using Acc = T;    // of sums, cell states and what is kept for the backward pass
+  using Acc = T;    // of gates, cell states and what is kept for the backward pass
+  using Sum = T;    // of products
   using Store = T;  // of weights, exchange and results
   static constexpr bool kTensor = false;
+  static constexpr int kWord = 0;
 };
 // bfloat16, products by tensor cores, sums and cell states in float32.
 struct Tensor {
   using Acc = float;
+  using Sum = float;
   using Store = Bf16;
   static constexpr bool kTensor = true;
+  static constexpr int kWord = 1;  // 2^1 values of the exchange in 32 bits
 };
+// Weights and hidden state as bytes, as csrc/cpu/lstm_int8-inl.h has them but for the sign of the
+// latter: W about scale * W8 with a scale for each row, h about h8 / 63. Products by tensor cores,
+// sums exact in 32 bits, gates and cell states in float32. There is no backward pass.
+struct Bytes {
+  using Acc = float;
+  using Sum = int32_t;
+  using Store = int8_t;
+  static constexpr bool kTensor = true;
+  static constexpr int kWord = 2;
+};
+constexpr float kHiddenLevels = 63.0f;
 
 // The most warps of a block. Weights from the L2 cache want more loads in flight, and so registers.
 XDF_HD constexpr int lstm_warps(bool resident) {
@@ -58,9 +73,12 @@ struct Geometry {
   int units;           // of a group
   int groups;          // of a direction
   int groups_a_block;  // the last blocks may have fewer
-  int k_steps;         // Tensor: blocks of 16 k; Scalar: k (forward) or units of 4 k (backward)
+  // Tensor cores: blocks of 32 bytes of k, 16 of Tensor and 32 of Bytes; Scalar: k (forward) or
+  // units of 4 k (backward).
+  int k_steps;
+  int word;  // P::kWord
   int weights_a_group;
-  int row_stride;      // Tensor: elements of a sequence in the exchange
+  int row_stride;      // tensor cores: elements of a sequence in the exchange
   int exchange_bytes;  // of one buffer
   int exchange_at[2];
   int cells_at;    // P::Acc [own units][rows]
@@ -81,12 +99,13 @@ XDF_HD Geometry geometry(bool backward, int hidden, int rows, int cluster, bool 
   x.units = backward ? 16 : 8;
   x.groups = divide_up(hidden, x.units);
   x.groups_a_block = divide_up(x.groups, cluster);
+  x.word = P::kWord;
   if (P::kTensor) {
-    x.k_steps = backward ? x.groups * 4 : divide_up(hidden, 16);
-    x.weights_a_group = x.k_steps * 512 / (backward ? 2 : 1);
-    // 8 elements more than k: a stride of 4 modulo 8 words, with which the 8 rows that a warp reads
-    // at once lie in different banks.
-    x.row_stride = x.k_steps * 16 + 8;
+    x.k_steps = backward ? x.groups * 4 : divide_up(hidden, 8 << x.word);
+    x.weights_a_group = x.k_steps * (256 << x.word) / (backward ? 2 : 1);
+    // 4 words more than k: a stride of 4 modulo 8 words, with which the 8 rows that a warp reads at
+    // once lie in different banks.
+    x.row_stride = x.k_steps * (8 << x.word) + (4 << x.word);
     x.exchange_bytes = rows * x.row_stride * store;
   } else {
     x.k_steps = hidden;
@@ -122,6 +141,7 @@ inline size_t packed_size(const Geometry& x) {
 //   Tensor   [group][k step][2][lane][8] forward, [group][k step][lane][8] backward: what a lane
 //            needs as one operand of mma_bf16. The 16 rows of an operand are 8 units in two gates,
 //            i and f, then g and o, or 16 units of the transpose, whose k is 4 unit + gate.
+//   Bytes    [group][k step][2][lane][16], likewise for mma_int8
 //   Scalar   [group][k][unit][gate] forward, [group][unit j][unit][gate] backward
 struct WeightPlace {
   int row, col;
@@ -129,11 +149,12 @@ struct WeightPlace {
 XDF_HD WeightPlace weight_place(bool tensor, bool backward, const Geometry& x, int at) {
   int gate, unit, k;  // k: unit of the last step, or of the next one in the backward pass
   if (tensor) {
-    const int e = at & 1, r = at >> 1 & 3, lane = at >> 3 & 31;
-    const int half = backward ? 0 : at >> 8 & 1;
-    const int rest = at >> (backward ? 8 : 9);
-    const int step = rest % x.k_steps, group = rest / x.k_steps;
-    const int g = lane >> 2, column = step * 16 + 2 * (lane & 3) + e + (r >> 1) * 8;
+    // An operand is 4 words of 2^w values in 32 lanes.
+    const int w = x.word, e = at & ((1 << w) - 1), r = at >> w & 3, lane = at >> (w + 2) & 31;
+    const int half = backward ? 0 : at >> (w + 7) & 1;
+    const int rest = at >> (w + (backward ? 7 : 8));
+    const int step = rest % x.k_steps, group = rest / x.k_steps, g = lane >> 2;
+    const int column = (step * 8 + (lane & 3) + (r >> 1) * 4) * (1 << w) + e;
     if (backward) {
       unit = group * 16 + g + (r & 1) * 8;
       gate = column & 3;

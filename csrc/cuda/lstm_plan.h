@@ -26,9 +26,11 @@ struct LstmPlan {
 
 constexpr int kTileRows[] = {8, 16, 32};
 
-// Kernels there are: the backward pass keeps more in registers, float64 is for checks alone.
+// Kernels there are: the backward pass keeps more in registers, float64 is for checks alone, bytes
+// for inference.
 inline bool has_kernel(Kind kind, bool backward, int rows, bool resident) {
   if (kind == Kind::kFloat64) return rows == 8 && !resident;
+  if (kind == Kind::kInt8 && backward) return false;
   return rows <= (backward ? 16 : 32);
 }
 
@@ -44,7 +46,7 @@ double step_cycles(const Geometry& x, bool backward, bool resident, int warps) {
   double work = weights * store / (resident ? 128.0 : 40.0);
   if (P::kTensor) {
     const double chain = rounds * x.k_steps * (resident ? 36.0 : 50.0);
-    const double products = weights / 256.0 * tiles * 2.0;
+    const double products = weights * store / 512.0 * tiles * 2.0;
     work = work > chain ? work : chain;
     work = work > products ? work : products;
   } else {

@@ -6,9 +6,11 @@
 // which is how tensor cores leave them; so all gates of a unit and a row meet in one lane. k
 // ascends, one sum a value, so that a sequence's results do not hang on its company.
 //
-// A step reads, per warp and 16 k, 1 KB of weights forward (half of it backward) and 256 NB bytes
-// of exchange, all without bank conflicts; NB is what a weight read is shared by.
+// A step reads, per warp and 32 bytes of k, 1 KB of weights forward (half of it backward) and 256
+// NB bytes of exchange, all without bank conflicts; NB is what a weight read is shared by.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/lstm_layout.cuh"
 
@@ -18,56 +20,75 @@ namespace cuda {
 template <class P, int NB>
 struct Products;
 
-template <int NB>
-struct Products<Tensor, NB> {
-  static XDF_DEVICE void exchanged(const Geometry& x, const Bf16* from, int step, int n,
+XDF_DEVICE void multiply(Lane<float> (&d)[4], const Lane<Quad<uint32_t>>& a,
+                         const Lane<uint32_t>& b0, const Lane<uint32_t>& b1) {
+  mma_bf16(d, a, b0, b1);
+}
+XDF_DEVICE void multiply(Lane<int32_t> (&d)[4], const Lane<Quad<uint32_t>>& a,
+                         const Lane<uint32_t>& b0, const Lane<uint32_t>& b1) {
+  mma_int8(d, a, b0, b1);
+}
+
+// By tensor cores: Tensor and Bytes, which differ in how many values a word has.
+template <class P, int NB>
+struct TensorProducts {
+  using Store = typename P::Store;
+  using Sum = typename P::Sum;
+  static constexpr int kOperand = 128 << P::kWord;  // elements
+
+  static XDF_DEVICE void exchanged(const Geometry& x, const Store* from, int step, int n,
                                    Lane<uint32_t>& b0, Lane<uint32_t>& b1) {
     XDF_EACH_LANE(lane) {
-      const Bf16* at = from + (n * 8 + (lane >> 2)) * x.row_stride + step * 16 + 2 * (lane & 3);
+      const Store* at =
+          from + (n * 8 + (lane >> 2)) * x.row_stride + ((step * 8 + (lane & 3)) << P::kWord);
       memcpy(&b0[lane], __builtin_assume_aligned(at, 4), 4);
-      memcpy(&b1[lane], __builtin_assume_aligned(at + 8, 4), 4);
+      memcpy(&b1[lane], __builtin_assume_aligned(at + (4 << P::kWord), 4), 4);
     }
   }
-  static XDF_DEVICE void operand(const Bf16* at, Lane<Quad<uint32_t>>& a) {
+  static XDF_DEVICE void operand(const Store* at, Lane<Quad<uint32_t>>& a) {
     XDF_EACH_LANE(lane) {
       a[lane] = reinterpret_cast<const Quad<uint32_t>*>(at)[lane];
     }
   }
-  static XDF_DEVICE void forward(const Geometry& x, const Bf16* weights, const Bf16* from,
-                                 int active, Lane<float> (&sums)[NB][2][4]) {
+  static XDF_DEVICE void forward(const Geometry& x, const Store* weights, const Store* from,
+                                 int active, Lane<Sum> (&sums)[NB][2][4]) {
     XDF_PIPELINE
     for (int step = 0; step < x.k_steps; ++step) {
       Lane<Quad<uint32_t>> a0, a1;
-      operand(weights + step * 512, a0);
-      operand(weights + step * 512 + 256, a1);
+      operand(weights + step * 2 * kOperand, a0);
+      operand(weights + step * 2 * kOperand + kOperand, a1);
       XDF_UNROLL
       for (int n = 0; n < NB; ++n) {
         if (n == 0 || n * 8 < active) {
           Lane<uint32_t> b0, b1;
           exchanged(x, from, step, n, b0, b1);
-          mma_bf16(sums[n][0], a0, b0, b1);
-          mma_bf16(sums[n][1], a1, b0, b1);
+          multiply(sums[n][0], a0, b0, b1);
+          multiply(sums[n][1], a1, b0, b1);
         }
       }
     }
   }
-  static XDF_DEVICE void backward(const Geometry& x, const Bf16* weights, const Bf16* from,
-                                  int active, Lane<float> (&sums)[NB][4]) {
+  static XDF_DEVICE void backward(const Geometry& x, const Store* weights, const Store* from,
+                                  int active, Lane<Sum> (&sums)[NB][4]) {
     XDF_PIPELINE
     for (int step = 0; step < x.k_steps; ++step) {
       Lane<Quad<uint32_t>> a;
-      operand(weights + step * 256, a);
+      operand(weights + step * kOperand, a);
       XDF_UNROLL
       for (int n = 0; n < NB; ++n) {
         if (n == 0 || n * 8 < active) {
           Lane<uint32_t> b0, b1;
           exchanged(x, from, step, n, b0, b1);
-          mma_bf16(sums[n], a, b0, b1);
+          multiply(sums[n], a, b0, b1);
         }
       }
     }
   }
 };
+template <int NB>
+struct Products<Tensor, NB> : TensorProducts<Tensor, NB> {};
+template <int NB>
+struct Products<Bytes, NB> : TensorProducts<Bytes, NB> {};
 
 template <class T, int NB>
 struct Products<Scalar<T>, NB> {
@@ -131,27 +152,29 @@ XDF_DEVICE int exchange_place(const Geometry& x, int row, int at) {
 }
 
 // Copies what a warp has put into its own block's buffer for one group to the other blocks of the
-// cluster, 16 bytes at a time.
+// cluster, 16 bytes at a time, of Bytes 8: that is all that a row of a group has.
 template <class P, bool kBackward>
 XDF_DEVICE void push_group(const Block& block, const Geometry& x, int buffer_at, int group,
                            int active) {
   if (block.cluster == 1) return;
   constexpr int kStore = static_cast<int>(sizeof(typename P::Store));
+  using Moved = std::conditional_t<kStore == 1, Pair<uint32_t>, Chunk>;
+  constexpr int kMoved = static_cast<int>(sizeof(Moved));
   const int bytes = x.units * (kBackward ? 4 : 1) * kStore;  // of a row and group
-  const int a_row = bytes / 16;
-  const int chunks = P::kTensor ? active * a_row : bytes * x.rows / 16;
+  const int a_row = bytes / kMoved;
+  const int chunks = P::kTensor ? active * a_row : bytes * x.rows / kMoved;
   warp_sync();
   XDF_EACH_LANE(lane) {
     for (int n = lane; n < chunks * (block.cluster - 1); n += kLanes) {
       const int turn = n / chunks, chunk = n - turn * chunks;
       // Each block starts with its own successor, so that they do not all write to one.
       const int to = block.rank + 1 + turn;
-      const int at =
-          P::kTensor ? chunk / a_row * x.row_stride * kStore + group * bytes + chunk % a_row * 16
-                     : group * bytes * x.rows + chunk * 16;
+      const int at = P::kTensor ? chunk / a_row * x.row_stride * kStore + group * bytes +
+                                      chunk % a_row * kMoved
+                                : group * bytes * x.rows + chunk * kMoved;
       unsigned char* own = block.shared + buffer_at + at;
-      *reinterpret_cast<Chunk*>(block.peer(own, to < block.cluster ? to : to - block.cluster)) =
-          *reinterpret_cast<const Chunk*>(own);
+      *reinterpret_cast<Moved*>(block.peer(own, to < block.cluster ? to : to - block.cluster)) =
+          *reinterpret_cast<const Moved*>(own);
     }
   }
 }

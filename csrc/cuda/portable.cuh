@@ -74,6 +74,9 @@ XDF_HD float to_float(float x) {
 XDF_HD double to_float(double x) {
   return x;
 }
+XDF_HD float to_float(int8_t x) {
+  return static_cast<float>(x);
+}
 XDF_HD float to_float(Bf16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float value;
@@ -123,6 +126,13 @@ struct Rounded<Bf16> {
     if (x != x) return {0x7FC0};
     return {static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16)};
 #endif
+  }
+};
+// Beyond -127 .. 127 the nearest of these, NaN the largest.
+template <>
+struct Rounded<int8_t> {
+  static XDF_DEVICE int8_t of(float x) {
+    return static_cast<int8_t>(rintf(fmaxf(fminf(x, 127.0f), -127.0f)));
   }
 };
 template <>
@@ -286,6 +296,45 @@ XDF_DEVICE void mma_bf16(Lane<float> (&d)[4], const Lane<Quad<uint32_t>>& a,
       for (int k = 0; k < 16; ++k) sum += A[g + r / 2 * 8][k] * B[k][2 * q + r % 2];
       d[r][lane] = sum;
     }
+  }
+#endif
+}
+
+// The same for bytes: A of 16 rows of 32, B of 32 rows of 8, sums in 32 bits. A register holds four
+// neighbours (PTX, "Matrix Fragments for mma.m16n8k32"):
+//   a[0] = A[g][4q .. 4q+3]         a[1] = A[g+8][4q .. 4q+3]
+//   a[2] = A[g][4q+16 .. 4q+19]     a[3] = A[g+8][4q+16 .. 4q+19]
+//   b[0] = B[4q .. 4q+3][g]         b[1] = B[4q+16 .. 4q+19][g]
+//   d as above
+XDF_DEVICE void mma_int8(Lane<int32_t> (&d)[4], const Lane<Quad<uint32_t>>& a,
+                         const Lane<uint32_t>& b0, const Lane<uint32_t>& b1) {
+#if defined(__CUDACC__)
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0].value), "+r"(d[1].value), "+r"(d[2].value), "+r"(d[3].value)
+      : "r"(a.value.v[0]), "r"(a.value.v[1]), "r"(a.value.v[2]), "r"(a.value.v[3]), "r"(b0.value),
+        "r"(b1.value));
+#else
+  const auto byte = [](uint32_t word, int which) {
+    return static_cast<int>(static_cast<int8_t>(word >> 8 * which & 255u));
+  };
+  int A[16][32], B[32][8];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int g = lane / 4, q = lane % 4;
+    for (int e = 0; e < 4; ++e) {
+      A[g][4 * q + e] = byte(a[lane].v[0], e);
+      A[g + 8][4 * q + e] = byte(a[lane].v[1], e);
+      A[g][4 * q + 16 + e] = byte(a[lane].v[2], e);
+      A[g + 8][4 * q + 16 + e] = byte(a[lane].v[3], e);
+      B[4 * q + e][g] = byte(b0[lane], e);
+      B[4 * q + 16 + e][g] = byte(b1[lane], e);
+    }
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int g = lane / 4, q = lane % 4;
+    for (int r = 0; r < 4; ++r)
+      for (int k = 0; k < 32; ++k) d[r][lane] += A[g + r / 2 * 8][k] * B[k][2 * q + r % 2];
   }
 #endif
 }

@@ -2,6 +2,7 @@
 #include "cuda/rows.cuh"
 
 #include "cuda/api.h"
+#include "cuda/pooling.cuh"
 
 namespace xdf {
 namespace cuda {
@@ -19,9 +20,10 @@ void run_linear(int64_t M, int N, int K, const void* x, const float* w, const fl
 
 }  // namespace
 
-void linear(bool x_bf16, bool out_half, int64_t M, int N, int K, const void* x, const float* w,
+void linear(RowType x_type, bool out_half, int64_t M, int N, int K, const void* x, const float* w,
             const float* bias, void* out, Stream stream) {
-  if (x_bf16) return run_linear<Bf16, float>(M, N, K, x, w, bias, out, stream);
+  if (x_type == RowType::kBf16) return run_linear<Bf16, float>(M, N, K, x, w, bias, out, stream);
+  if (x_type == RowType::kInt8) return run_linear<int8_t, float>(M, N, K, x, w, bias, out, stream);
   if (out_half) return run_linear<float, Half>(M, N, K, x, w, bias, out, stream);
   run_linear<float, float>(M, N, K, x, w, bias, out, stream);
 }
@@ -39,6 +41,18 @@ template void embedding_grad<float>(int64_t, int64_t, int, const int64_t*, const
                                     const float*, float*, Stream);
 template void embedding_grad<double>(int64_t, int64_t, int, const int64_t*, const int64_t*,
                                      const double*, double*, Stream);
+
+template <class X, class Out>
+void pool_rows(const PoolArgs<X, Out>& args, Stream stream) {
+  using Program = PoolRows<X, Out>;
+  const int columns = Program::kWarps * kLanes;
+  launch<Program>(args, {args.runs, divide_up(args.width, columns), Program::kWarps, 1, 0}, stream);
+}
+
+template void pool_rows<float, float>(const PoolArgs<float, float>&, Stream);
+template void pool_rows<double, double>(const PoolArgs<double, double>&, Stream);
+template void pool_rows<Bf16, float>(const PoolArgs<Bf16, float>&, Stream);
+template void pool_rows<int8_t, float>(const PoolArgs<int8_t, float>&, Stream);
 
 }  // namespace cuda
 }  // namespace xdf

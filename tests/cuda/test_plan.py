@@ -17,16 +17,25 @@ DEVICES = {
 
 
 @pytest.mark.parametrize("name", DEVICES)
-@pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16", "int8"])
 @pytest.mark.parametrize("hidden", [1, 50, 100, 200, 600])
 @pytest.mark.parametrize("backward", [False, True])
 def test_every_device_has_a_plan(
     emulated: Any, name: str, kind: str, hidden: int, backward: bool
 ) -> None:
     _, shared_memory, max_cluster = DEVICES[name]
+    if kind == "int8" and backward:
+        with pytest.raises(ValueError, match="has no backward pass"):
+            emulated.lstm_plan(kind, backward, hidden, 32, *DEVICES[name])
+        return
     # Gates' gradients of 8 sequences, twice: such a student trains in float32 on Hopper alone, and
     # in bfloat16 on all.
-    needed = {"bfloat16": 0, "float32": 175_000, "float64": 110_000 + 140_000 * (hidden == 600)}
+    needed = {
+        "int8": 0,
+        "bfloat16": 0,
+        "float32": 175_000,
+        "float64": 110_000 + 140_000 * (hidden == 600),
+    }
     too_small = shared_memory < needed[kind] and hidden in (200, 600) and backward
     too_small &= kind == "float64" or hidden == 600
     too_small |= (name, kind, hidden) == ("L4", "float64", 600)
@@ -44,6 +53,11 @@ def test_every_device_has_a_plan(
 def test_weights_stay_in_shared_memory_on_hopper(emulated: Any, hidden: int, cluster: int) -> None:
     plan = emulated.lstm_plan("bfloat16", False, hidden, 32, *DEVICES["H100"], 8, cluster)
     assert plan.resident
+
+
+def test_bytes_of_a_direction_fit_one_processor_of_hopper(emulated: Any) -> None:
+    for kind, fits in (("int8", True), ("bfloat16", False)):
+        assert emulated.lstm_plan(kind, False, 200, 32, *DEVICES["H100"], 8, 1).resident == fits
 
 
 def test_a_large_batch_takes_wide_tiles_and_a_small_one_many_blocks(emulated: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import gpu_report
+from bench import gpu_models, gpu_report
 
 
 class Clock(gpu_report.Clock):
@@ -31,15 +31,15 @@ def report(
 ) -> Iterator[gpu_report.Report]:
     if device.name != "cpu":
         pytest.skip("for the emulation alone")
-    monkeypatch.setattr(gpu_report, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_models, "DEVICE", "cpu")
     monkeypatch.setattr(
-        gpu_report, "SHAPES", {"32x32": (2, 3), "32x128": (3, 2), "512x128": (2, 2)}
+        gpu_models, "SHAPES", {"32x32": (2, 3), "32x128": (3, 2), "512x128": (2, 2)}
     )
-    monkeypatch.setattr(gpu_report, "ALL_SHAPES", ("32x32", "ragged 3"))
-    monkeypatch.setattr(gpu_report, "LOG_MEDIAN", 1.0)
-    monkeypatch.setattr(gpu_report, "VOCABULARY", 20)
+    monkeypatch.setattr(gpu_models, "ALL_SHAPES", ("32x32", "ragged 3"))
+    monkeypatch.setattr(gpu_models, "LOG_MEDIAN", 1.0)
+    monkeypatch.setattr(gpu_models, "VOCABULARY", 20)
     small = {"E50 H200": (4, 24), "E300 H600": (3, 17)}
-    monkeypatch.setattr(gpu_report, "STUDENTS", small)
+    monkeypatch.setattr(gpu_models, "STUDENTS", small)
     report = gpu_report.Report(tmp_path, 9)
     yield report
     report.close()
@@ -55,7 +55,7 @@ def errors(found: Any) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("name", ["inference", "crf", "training", "plans"])
+@pytest.mark.parametrize("name", ["inference", "crf", "training", "classes", "plans"])
 def test_a_section_runs(report: gpu_report.Report, name: str) -> None:
     body = getattr(gpu_report, name)
     assert report.section(name, 0, lambda: body(report, Clock(report)))
@@ -67,8 +67,15 @@ def test_a_section_runs(report: gpu_report.Report, name: str) -> None:
         entry = results["E50 H200, 32x32"]
         assert entry["error float32"] < 1e-5
         assert entry["error bfloat16"] < 0.05
+        assert entry["error int8"] < 0.05
     if name == "crf":
         assert results["32x32"]["largest difference of gradients"] < 1e-5
+    if name == "classes":
+        entries = [results[f"{pooling}, 32x128"] for pooling in ("max", "mean", "last")]
+        for entry in entries:
+            assert entry["error float32"] < 1e-5
+            assert max(entry["error bfloat16"], entry["error int8"]) < 0.05
+            assert entry["largest difference of gradients"] < 1e-5
     if name == "training":
         assert results["E50 H200, 32x128"]["largest relative difference"] < 1e-4
 

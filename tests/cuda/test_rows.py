@@ -83,6 +83,49 @@ def test_order_by_length(device: Any, lengths: list[int]) -> None:
     assert order.tolist() == np.argsort(-np.array(lengths), kind="stable").tolist()
 
 
+POOLED = [[], [0], [0, 0], [1], [3, 0, 5, 1], [40, 2, 0, 33, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("pooling", ["max", "mean", "last"])
+@pytest.mark.parametrize("lengths", POOLED, ids=str)
+@pytest.mark.parametrize("width", [2, 34, 300])
+def test_pooling_and_its_gradient(
+    device: Any, dtype: torch.dtype, pooling: str, lengths: list[int], width: int
+) -> None:
+    """Against the operators of the CPU, which tests/torch compares with the reference."""
+    generator = torch.Generator().manual_seed(0)
+    total = sum(lengths)
+    # Few different values, so that there are equal maxima, exact sums and negative ones.
+    values = torch.randint(-9, 9, (total, width), generator=generator).to(dtype) - 20
+    grad_out = torch.randn(len(lengths), width, generator=generator, dtype=dtype)
+    offsets = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    expected, index = torch.ops.xdistil.pool(values, offsets, pooling)
+    out, where = cuda.pool(values.to(device.name), offsets.to(device.name), pooling)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.cpu(), expected, rtol=1e-6, atol=0)
+    assert torch.equal(where.cpu(), index)
+    arguments = (grad_out, offsets, index)
+    wanted = torch.ops.xdistil.pool_backward(*arguments, total, pooling)
+    on_device = [tensor.to(device.name) for tensor in arguments]
+    grads = cuda.pool_backward(on_device[0], on_device[1], on_device[2], total, pooling)
+    torch.testing.assert_close(grads.cpu(), wanted, rtol=1e-6, atol=0)
+
+
+def test_pooling_in_bfloat16_into_the_middle_of_an_array(device: Any) -> None:
+    values = torch.tensor([[1.5, -2.0], [0.25, -3.0], [9.0, 9.0]], dtype=torch.bfloat16)
+    rows = values.to(device.name)
+    out = torch.full((5, 2), 7.0, device=device.name)
+    # The last run is none of the rows that there are said to be.
+    bounds = torch.tensor([[0, 2], [1, 1], [1, 3]], dtype=torch.int32, device=device.name)
+    for task, expected in (("max", [1.5, -2.0]), ("sum", [1.75, -5.0]), ("last", [0.25, -2.0])):
+        device.extension.pool_rows(
+            task, "bfloat16", 2, 3, 2, bounds.data_ptr(), 0, rows.data_ptr(), out[1:].data_ptr(), 0,
+            *cuda._place(out),
+        )  # fmt: skip
+        assert out.tolist() == [[7.0, 7.0], expected, [0.0, 0.0], [0.0, 0.0], [7.0, 7.0]]
+
+
 def test_interleaving_is_undone(device: Any) -> None:
     weights = [torch.randn(12, 5, device=device.name) for _ in range(2)]
     mixed = cuda._interleave(weights)

@@ -15,6 +15,7 @@ from xdistil_fast.train import runs
 from xdistil_fast.train.commands.report import write_html
 from xdistil_fast.train.config import (
     DECAYS,
+    DEVICES,
     HEADS,
     LOGIT_LOSSES,
     PRECISIONS,
@@ -150,6 +151,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", metavar="FOLDER",
         help="keep the teacher's logits there, for further runs; else they go in the end",
+    )  # fmt: skip
+    _add(
+        parser, "--device", str,
+        "of teacher and student; auto: a GPU where there is one and the student's extension for it",
+        choices=DEVICES,
     )  # fmt: skip
     _add(parser, "--batch-pieces", int, "pieces the teacher labels at once")
     _add(

@@ -78,8 +78,9 @@ def _classify_string(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> tuple[TextModel, Path, Work]:
+    options = runtime_options(args)
     folder = resolve_model(model_or(args.model, DEFAULT_MODEL))
-    classifier = Classifier.from_pretrained(folder, **runtime_options(args))
+    classifier = Classifier.from_pretrained(folder, **options)
     return classifier, folder, lambda records, name: _classify(args, classifier, records, name)
 
 

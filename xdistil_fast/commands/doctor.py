@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from xdistil_fast import __version__, _core
 from xdistil_fast._backend import cuda_report
 from xdistil_fast.commands.stream import add_runtime_arguments, runtime_options
+from xdistil_fast.cuda_student import student_on
 from xdistil_fast.model_config import PRECISIONS
 from xdistil_fast.model_io import (
     FILES,
@@ -26,7 +27,6 @@ from xdistil_fast.model_io import (
 )
 from xdistil_fast.reference.lstm import bilstm_forward
 from xdistil_fast.reference.student import student_scores
-from xdistil_fast.student import Student
 from xdistil_fast.train import runs
 
 _PACKAGES = (
@@ -212,7 +212,8 @@ def _version(package: str) -> str | None:
 
 def _runtime(folder: ModelFolder, args: argparse.Namespace) -> dict[str, Any]:
     """How the student would run with these options, and why."""
-    student = Student(folder.config, folder.tensors, **runtime_options(args))
+    options = runtime_options(args)
+    student = student_on(options.pop("device", "cpu"), folder.config, folder.tensors, **options)
     pieces, rows = folder.config.vocab_size, student.table_rows
     needed = pieces * (student.table_nbytes // rows if rows else 0)
     table = (
@@ -224,7 +225,7 @@ def _runtime(folder: ModelFolder, args: argparse.Namespace) -> dict[str, Any]:
         table += f" ({needed / 1e6:.0f} MB would hold all)"
     return {
         "precision": student.precision,
-        "kernels": _core.active_isa(),
+        "kernels": _core.active_isa() if student.device == "cpu" else student.device,
         "packed weights": f"{student.nbytes / 1e6:.1f} MB",
         "input table": table,
     }

@@ -104,12 +104,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command; returns the exit status."""
+    options = runtime_options(args)
     if eval_classes.classifies_texts(folder := resolve_model(args.model)):
-        return eval_classes.run(args, folder)
+        return eval_classes.run(args, folder, options)
     label_map = load_label_map(args.label_map) if args.label_map else None
     corpora = [read_labelled(path, label_map) for path in args.data]
     check_languages(corpora, "--data")
-    model = load_model(args.model, runtime_options(args))
+    model = load_model(args.model, options)
     warn_of_types(corpora, model.labels)
     teacher = None
     if args.teacher is not None:

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from xdistil_fast.commands.eval_models import (
     read_config,
     refuse_options,
 )
-from xdistil_fast.commands.stream import runtime_options
 from xdistil_fast.model_config import TEXT_CLASSIFICATION
 from xdistil_fast.model_io import ModelError, load_folder
 from xdistil_fast.scoring import Counts
@@ -46,12 +45,12 @@ def classifies_texts(folder: Path) -> bool:
     )
 
 
-def run(args: argparse.Namespace, folder: Path) -> int:
-    """Evaluates a model; the arguments are those of `xdistil eval`."""
+def run(args: argparse.Namespace, folder: Path, options: Mapping[str, Any]) -> int:
+    """Evaluates a model; the arguments are those of `xdistil eval`, options of `Classifier`."""
     if args.teacher is not None:
         raise ValueError("--teacher is for taggers; of a classifier evaluate the teacher by itself")
     corpora = read_all(args.data, args.label_map)
-    model = _load(args, folder)
+    model = _load(args.model, folder, options)
     check_classes(corpora, model.labels)
     gold: list[str] = []
     pred: list[str] = []
@@ -117,16 +116,13 @@ def classify_all(classifier: Classifier, texts: Iterable[str]) -> list[str]:
     return [prediction["label"] for prediction in classifier.pipe(texts)]
 
 
-def _load(args: argparse.Namespace, folder: Path) -> _Model:
-    name = args.model
+def _load(name: str, folder: Path, options: Mapping[str, Any]) -> _Model:
     if "format_version" in read_config(folder):
         content = load_folder(folder)
-        student = Classifier(
-            content.config, content.tensors, content.tokenizer, **runtime_options(args)
-        )
+        student = Classifier(content.config, content.tensors, content.tokenizer, **options)
         about = about_student(name, content, student)
         return _Model(about, student.labels, lambda texts: classify_all(student, texts))
-    refuse_options(runtime_options(args))
+    refuse_options(options)
     try:
         from xdistil_fast.train.document_teacher import DocumentTeacher
     except ImportError as error:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from xdistil_fast import __version__
 from xdistil_fast.commands.records import FORMATS, Position, Record, RecordReader, guess_format
 from xdistil_fast.commands.sink import FileSink, StreamSink
+from xdistil_fast.cuda_student import device_number
 from xdistil_fast.model_config import PRECISIONS
 from xdistil_fast.model_io import FILES, embedded_models, file_digest
 from xdistil_fast.student import MAX_PIECES
@@ -82,7 +83,7 @@ def model_or(model: str | None, default: str) -> str:
 
 
 def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds how a student runs: `--threads`, `--precision`, `--max-memory`."""
+    """Adds how a student runs: `--threads`, `--precision`, `--max-memory`, `--device`."""
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: every core")
     parser.add_argument(
         "--precision",
@@ -95,12 +96,25 @@ def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="of the table of word pieces (default: 268); changes speed, no result",
     )
+    parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda or cuda:N (default: cpu); a GPU needs a build with CUDA",
+    )
 
 
 def runtime_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_runtime_arguments` read, as arguments of a `TextModel`."""
+    """What `add_runtime_arguments` read, as arguments of a `TextModel`.
+
+    Raises:
+        ValueError, RuntimeError: the device is none, or does not run here.
+    """
     memory = None if args.max_memory is None else args.max_memory * 1_000_000
-    return {"threads": args.threads, "precision": args.precision, "max_memory": memory}
+    options = {"threads": args.threads, "precision": args.precision, "max_memory": memory}
+    if args.device is not None:
+        device_number(args.device)
+        options["device"] = args.device
+    return options
 
 
 def run_stream(
@@ -131,6 +145,7 @@ def run_stream(
             "version": __version__,
             **{f"model {name}": file_digest(folder / name) for name in FILES[:3]},
             "--precision": model.precision,
+            "--device": model.device.partition(":")[0],
             "--input-format": kind,
             **settings,
             "--no-text": args.no_text,

@@ -62,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> tuple[TextModel, Path, Work]:
+    options = runtime_options(args)
     folder = resolve_model(model_or(args.model, DEFAULT_MODEL))
-    tagger = Tagger.from_pretrained(folder, **runtime_options(args))
+    tagger = Tagger.from_pretrained(folder, **options)
     return tagger, folder, lambda records, name: _tag_records(args, tagger, records, name)
 
 

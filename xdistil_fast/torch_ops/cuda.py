@@ -255,6 +255,62 @@ def embedding_backward(grad_out: Tensor, ids: Tensor, num_embeddings: int) -> Te
     return grad_table
 
 
+# --- pooling -----------------------------------------------------------------------------------
+
+
+def pool(values: Tensor, cu_seqlens: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
+    """See `torch_ops.pooling._pool`."""
+    total, width = values.shape
+    offsets = _offsets(cu_seqlens, values)
+    batch = offsets.shape[0] - 1
+    out = values.new_empty((batch, width))
+    index = values.new_empty((batch if pooling == "max" else 0, width), dtype=torch.int64)
+    if batch == 0 or width == 0:
+        return out, index
+    rows = _dense(values)
+    bounds = torch.stack([offsets[:-1], offsets[1:]], dim=1)
+    lengths = offsets.diff().clamp(min=1)
+    _backend.cuda().pool_rows(
+        "sum" if pooling == "mean" else pooling,
+        _KINDS[values.dtype],
+        total,
+        batch,
+        width,
+        bounds.data_ptr(),
+        lengths.data_ptr() if pooling == "mean" else 0,
+        rows.data_ptr(),
+        out.data_ptr(),
+        index.data_ptr() if pooling == "max" else 0,
+        *_place(values),
+    )
+    return out, index
+
+
+def pool_backward(
+    grad_out: Tensor, cu_seqlens: Tensor, index: Tensor, total: int, pooling: str
+) -> Tensor:
+    """See `torch_ops.pooling._pool_backward`."""
+    width, half = grad_out.shape[1], grad_out.shape[1] // 2
+    # A row more, which takes what sequences without rows would get.
+    out = grad_out.new_zeros((total + 1, width))
+    grad_out = grad_out.detach()
+    if total == 0:
+        return out[:0].clone()
+    offsets = _offsets(cu_seqlens, out[:total]).to(torch.int64)
+    if pooling == "max":
+        out.scatter_(0, index.where(index >= 0, total), grad_out)
+    elif pooling == "mean":
+        shares = grad_out / offsets.diff().clamp(min=1)[:, None]
+        rows = torch.arange(total, device=out.device)
+        own = torch.searchsorted(offsets[1:].contiguous(), rows, right=True)
+        return shares.index_select(0, own.clamp(max=len(shares) - 1))
+    else:
+        some = offsets.diff() > 0
+        out[(offsets[1:] - 1).where(some, total).clamp(0, total), :half] = grad_out[:, :half]
+        out[offsets[:-1].where(some, total).clamp(0, total), half:] = grad_out[:, half:]
+    return out[:total].clone()
+
+
 # --- linear-chain CRF --------------------------------------------------------------------------
 
 

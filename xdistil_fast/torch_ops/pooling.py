@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from xdistil_fast.model_config import POOLINGS
+from xdistil_fast.torch_ops import cuda
 from xdistil_fast.torch_ops.checks import (
     check_devices,
     check_floats,
@@ -72,6 +73,12 @@ def _pool(values: Tensor, cu_seqlens: Tensor, pooling: str) -> tuple[Tensor, Ten
     return torch.from_numpy(out), torch.from_numpy(index)
 
 
+@_pool.register_kernel("cuda")
+def _pool_cuda(values: Tensor, cu_seqlens: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
+    _check(values, cu_seqlens, pooling)
+    return cuda.pool(values, cu_seqlens, pooling)
+
+
 @_pool.register_fake
 def _pool_fake(values: Tensor, cu_seqlens: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
     _check(values, cu_seqlens, pooling)
@@ -102,6 +109,9 @@ def _pool_backward(
             else:
                 out[end - 1, :half], out[begin, half:] = grad[:half], grad[half:]
     return torch.from_numpy(out)
+
+
+_pool_backward.register_kernel("cuda")(cuda.pool_backward)
 
 
 @_pool_backward.register_fake
