@@ -18,9 +18,12 @@ namespace {
 template <class W>
 constexpr int64_t kPartWork = std::is_same_v<W, int8_t> ? 96 * 1024 : 32 * 1024;
 
+// No more than threads could share, some slower than others: after each part a core waits for all
+// that it has under way, which costs one that works alone a tenth of its time at H = 600.
 template <class W>
-int parts_of_step(int64_t rows, int64_t H, int unit_blocks) {
-  return parts_of_phase(rows, 4 * H * H, kPartWork<W>, unit_blocks);
+int parts_of_step(int64_t rows, int64_t H, int unit_blocks, int threads) {
+  const int parts = parts_of_phase(rows, 4 * H * H, kPartWork<W>, unit_blocks);
+  return threads > 1 ? std::min(parts, 2 * threads) : 1;
 }
 
 Bf16 to_bf16(float x) {
@@ -47,6 +50,7 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
     const int32_t* slots;  // [total] row of each token: of `rows`, or -1 - row of `further`
     const char *rows, *further;
     char* out;
+    int threads;
   };
 
   // Bytes a thread needs for the run it has taken: h twice, c, gates.
@@ -76,7 +80,7 @@ class TokenRun : public PhasedRun<TokenRun<W, In>> {
     step_ = -1;
     const int lanes = call->model.kernels_.lanes;
     const int blocks = (H_ + lanes - 1) / lanes;
-    Base::begin(group, blocks, parts_of_step<W>(group.rows, H_, blocks));
+    Base::begin(group, blocks, parts_of_step<W>(group.rows, H_, blocks, call->threads));
   }
 
  private:
@@ -265,10 +269,10 @@ void TokenBiLstm::run(const int32_t* slots, const char* rows, const char* furthe
   const int H = sizes_.hidden_size;
   const Plan plan(cu_seqlens, batch, threads);
   if (plan.tasks() == 0) return;
-  const typename Run::Call call{*this, slots, rows, further, static_cast<char*>(out)};
+  const typename Run::Call call{*this, slots, rows, further, static_cast<char*>(out), threads};
   const int unit_blocks = (H + kernels_.lanes - 1) / kernels_.lanes;
-  const int slots_used =
-      std::min(threads, plan.tasks() * parts_of_step<W>(plan.group(0).rows, H, unit_blocks));
+  const int parts = parts_of_step<W>(plan.group(0).rows, H, unit_blocks, threads);
+  const int slots_used = std::min(threads, plan.tasks() * parts);
   const size_t size = Run::workspace_nbytes(H);
   char* workspace = bilstm_workspace<char>(size * static_cast<size_t>(slots_used));
   complete_runs<Run>(plan, slots_used, threads, [&](Run& own, const LstmGroup& group, int slot) {
