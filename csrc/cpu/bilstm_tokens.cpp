@@ -19,7 +19,7 @@ template <class W>
 constexpr int64_t kPartWork = std::is_same_v<W, int8_t> ? 96 * 1024 : 32 * 1024;
 
 // No more than threads could share, some slower than others: after each part a core waits for all
-// that it has under way, which costs one that works alone a fifth of its time at H = 600.
+// that it has under way, which costs one that works alone a tenth of its time at H = 600.
 template <class W>
 int parts_of_step(int64_t rows, int64_t H, int unit_blocks, int threads) {
   const int parts = parts_of_phase(rows, 4 * H * H, kPartWork<W>, unit_blocks);
