@@ -97,7 +97,7 @@ void bilstm_backward(const BiLstmWeights<T, W>& weights, const T* x, const int32
   const int blocks = m_total / block;
   const int parts = std::max(1, std::min(blocks, (threads + 1) / 2));  // of the gate columns
   const size_t backward_size = lstm_backward_workspace(H);
-  const size_t weight_grad_size = lstm_weight_grad_workspace(std::max(I, H));
+  const size_t weight_grad_size = lstm_weight_grad_workspace(I, H);
   const size_t grads_size = static_cast<size_t>(total * gate_row);
   const int input_tasks = grad_x == nullptr ? 0 : static_cast<int>((total + kRows - 1) / kRows);
   // Rows of gradients as the product takes them, where that is not as they are.
@@ -155,22 +155,15 @@ void bilstm_backward(const BiLstmWeights<T, W>& weights, const T* x, const int32
   }
   parallel_for(2 * parts, threads, [&](int task, int slot) {
     const int d = task & 1, part = task / 2;
-    LstmWeightGradArgs<T> args{gate_grads[d],
-                               total,
-                               H,
-                               block * (blocks * part / parts),
-                               block * (blocks * (part + 1) / parts),
-                               h_rows[d].data(),
-                               H,
-                               grads[d].w_hh,
-                               grads[d].b,
-                               workspace + static_cast<size_t>(slot) * weight_grad_size};
-    table.lstm_weight_grad(args);
-    args.rows = x_rows.data();
-    args.N = I;
-    args.grad = grads[d].w_ih;
-    args.grad_bias = nullptr;
-    table.lstm_weight_grad(args);
+    table.lstm_weight_grad(
+        {gate_grads[d],
+         total,
+         H,
+         block * (blocks * part / parts),
+         block * (blocks * (part + 1) / parts),
+         {{x_rows.data(), I, grads[d].w_ih}, {h_rows[d].data(), H, grads[d].w_hh}},
+         grads[d].b,
+         workspace + static_cast<size_t>(slot) * weight_grad_size});
   });
 }
 

@@ -112,67 +112,89 @@ XDF_INLINE Vec<W> grad_operand(const T* const* rows, int k, int K, int at, int N
     return part(k);
 }
 
+// K rows of N columns packed as the right side of a product that sums over the rows.
+template <class W, class T>
+static void pack_factor(const T* const* rows, int K, int N, W* to) {
+  constexpr int lanes = Vec<T>::lanes;
+  constexpr int kStep = kPairs<W> ? 2 : 1;  // rows an operand
+  const int num_vecs = (N + lanes - 1) / lanes;
+  int col = 0;
+  for (int p = 0; p < (N > 0 ? panel_count(num_vecs) : 0); ++p) {
+    const int vecs = panel_vecs(num_vecs, p);
+    for (int k = 0; k < K; k += kStep)
+      for (int v = 0; v < vecs; ++v, to += lanes)
+        grad_operand<W>(rows, k, K, col + v * lanes, N).store(to);
+    col += vecs * lanes;
+  }
+}
+
+// K rows of one gate's `lanes` columns packed as the left side of such a product, one after the
+// other, so that a tile's pieces of them share no sets of the cache. Returns their sum.
+template <class W, class T>
+XDF_INLINE Vec<T> pack_gate(const T* from, ptrdiff_t stride, int K, W* to) {
+  constexpr int lanes = Vec<T>::lanes;
+  Vec<T> sum = Vec<T>::set1(T(0));
+  if constexpr (kPairs<W>) {
+    for (int k = 0; k < K; k += 2, from += 2 * stride, to += lanes) {
+      const Vec<T> first = Vec<T>::load(from);
+      const Vec<T> second = k + 1 < K ? Vec<T>::load(from + stride) : Vec<T>::set1(T(0));
+      sum = sum + first + second;
+      Vec<W>::of(first, second).store(to);
+    }
+  } else {
+    for (int k = 0; k < K; ++k, from += stride, to += lanes) {
+      const Vec<T> value = Vec<T>::load(from);
+      sum = sum + value;
+      value.store(to);
+    }
+  }
+  return sum;
+}
+
 template <class T, class W>
 static void lstm_weight_grad(const LstmWeightGradArgs<T>& args) {
   constexpr int lanes = Vec<T>::lanes;
-  constexpr int kGroup = 4 * lanes;         // gate columns packed together: a block of units
-  constexpr int kStep = kPairs<W> ? 2 : 1;  // tokens an operand
-  constexpr int kTokens = kWeightGradTokens * kStep;
+  constexpr int kGroup = 4 * lanes;  // gate columns packed together: a block of units
+  constexpr int kTokens = kWeightGradTokens * (kPairs<W> ? 2 : 1);
   const int H = args.hidden_size;
-  const int N = args.N;
   const ptrdiff_t gates_row = 4 * static_cast<ptrdiff_t>(round_up(H, kHiddenAlign));
-  const int num_vecs = (N + lanes - 1) / lanes;
-  W* packed_rows = reinterpret_cast<W*>(args.workspace);
-  W* packed_gates = packed_rows + static_cast<ptrdiff_t>(kWeightGradTokens) * num_vecs * lanes;
+  W* packed_rows[2];
+  W* workspace = reinterpret_cast<W*>(args.workspace);
+  for (int n = 0; n < 2; ++n) {
+    packed_rows[n] = workspace;
+    workspace += static_cast<ptrdiff_t>(kWeightGradTokens) * round_up(args.factors[n].N, lanes);
+  }
 
   for (int64_t t0 = 0; t0 < args.total || t0 == 0; t0 += kTokens) {
     const int K = static_cast<int>(args.total - t0 < kTokens ? args.total - t0 : kTokens);
-    const T* const* rows = args.rows + t0;
-    W* to = packed_rows;
-    int col = 0;
-    for (int p = 0; p < (N > 0 ? panel_count(num_vecs) : 0); ++p) {
-      const int vecs = panel_vecs(num_vecs, p);
-      for (int k = 0; k < K; k += kStep)
-        for (int v = 0; v < vecs; ++v, to += lanes)
-          grad_operand<W>(rows, k, K, col + v * lanes, N).store(to);
-      col += vecs * lanes;
-    }
-
+    for (int n = 0; n < 2; ++n)
+      pack_factor(args.factors[n].rows + t0, K, args.factors[n].N, packed_rows[n]);
     for (int m0 = args.m_begin; m0 < args.m_end; m0 += kGroup) {
       const T* gates = args.gate_grads + t0 * gates_row + m0;
       const int unit = m0 / 4;
       const int valid = H - unit < lanes ? H - unit : lanes;
       const W* a_rows[kGroup];
-      T* c_rows[kGroup];
-      int M = 0;
       for (int gate = 0; gate < 4; ++gate) {
-        W* packed = packed_gates + gate * lanes;
-        const T* from = gates + gate * lanes;
-        Vec<T> sum = Vec<T>::set1(T(0));
-        for (int k = 0; k < K; k += kStep, from += kStep * gates_row) {
-          const Vec<T> value = Vec<T>::load(from);
-          sum = sum + value;
-          if constexpr (kPairs<W>) {
-            const Vec<T> next = k + 1 < K ? Vec<T>::load(from + gates_row) : Vec<T>::set1(T(0));
-            sum = sum + next;
-            Vec<W>::of(value, next).store(packed + k / kStep * kGroup);
-          } else {
-            value.store(packed + k * kGroup);
-          }
-        }
-        const int row = gate * H + unit;  // of torch's order
-        if (args.grad_bias != nullptr) {
-          T* bias = args.grad_bias + row;
-          if (t0 > 0) sum = sum + Vec<T>::load_n(bias, valid);
-          sum.store_n(bias, valid);
-        }
-        for (int lane = 0; lane < valid; ++lane, ++M) {
-          a_rows[M] = packed + lane;
-          c_rows[M] = args.grad + static_cast<ptrdiff_t>(row + lane) * N;
-        }
+        W* packed = workspace + gate * kWeightGradTokens * lanes;
+        Vec<T> sum = pack_gate(gates + gate * lanes, gates_row, K, packed);
+        T* bias = args.grad_bias + gate * H + unit;
+        if (t0 > 0) sum = sum + Vec<T>::load_n(bias, valid);
+        sum.store_n(bias, valid);
+        for (int lane = 0; lane < valid; ++lane) a_rows[gate * valid + lane] = packed + lane;
       }
-      gemm(GemmArgs<T, W>{
-          a_rows, kGroup, M, {packed_rows, inner_size<W>(K), N}, c_rows, nullptr, t0 > 0});
+      for (int n = 0; n < 2; ++n) {
+        const int N = args.factors[n].N;
+        T* c_rows[kGroup];
+        for (int m = 0; m < 4 * valid; ++m)  // of torch's order
+          c_rows[m] = args.factors[n].grad + (m / valid * H + unit + m % valid) * ptrdiff_t{N};
+        gemm(GemmArgs<T, W>{a_rows,
+                            lanes,
+                            4 * valid,
+                            {packed_rows[n], inner_size<W>(K), N},
+                            c_rows,
+                            nullptr,
+                            t0 > 0});
+      }
     }
   }
 }

@@ -219,23 +219,28 @@ inline size_t lstm_backward_workspace(int hidden_size) {
 }
 
 // dW[m, :] = sum_t dgates[t, m] * row[t, :] over all tokens t, ascending, for the interleaved gate
-// columns [m_begin, m_end); rows of null pointers count as zero (the state before the first step).
+// columns [m_begin, m_end), of W_ih and W_hh at once; rows of null pointers count as zero (the
+// state before the first step).
 template <class T>
 struct LstmWeightGradArgs {
   const T* gate_grads;  // [total, 4 * Hp] of one direction
   int64_t total;
   int hidden_size;
-  int m_begin, m_end;    // multiples of 4 * lanes, at most 4 * round_up(H, lanes)
-  const T* const* rows;  // [total] pointers to N inputs each; null counts as zeros
-  int N;
-  T* grad;       // [4H, N] in torch's order, written
-  T* grad_bias;  // [4H] in torch's order, written; or null
-  T* workspace;  // lstm_weight_grad_workspace(N) elements
+  int m_begin, m_end;  // multiples of 4 * lanes, at most 4 * round_up(H, lanes)
+  struct Factor {
+    const T* const* rows;  // [total] pointers to N inputs each; null counts as zeros
+    int N;
+    T* grad;  // [4H, N] in torch's order, written
+  };
+  Factor factors[2];
+  T* grad_bias;  // [4H] in torch's order, written
+  T* workspace;  // lstm_weight_grad_workspace(I, H) elements
 };
 constexpr int kWeightGradTokens = 128;
-inline size_t lstm_weight_grad_workspace(int n) {
-  // a packed block of inputs, a packed block of gates
-  return static_cast<size_t>(kWeightGradTokens) * static_cast<size_t>(round_up(n, 16) + 64) + 64;
+inline size_t lstm_weight_grad_workspace(int input_size, int hidden_size) {
+  // packed blocks of both factors and of gates
+  const int columns = round_up(input_size, 16) + round_up(hidden_size, 16) + 64;
+  return static_cast<size_t>(kWeightGradTokens) * static_cast<size_t>(columns);
 }
 
 // What a BiLSTM needs in training. Of Bf16Pair there is one where the instruction set multiplies
