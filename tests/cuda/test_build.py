@@ -55,7 +55,7 @@ def test_no_kernel_spills_on_either_architecture() -> None:
     """As of the last `make cuda`."""
     kernels = json.loads(RESULTS.read_text(encoding="utf-8"))["kernels"]
     names = {row["kernel"].split("<")[0] for row in kernels}
-    assert {"LstmForward", "LstmBackward", "Crf", "CrfReduce", "EmbeddingGrad"} <= names
+    assert {"LstmForward", "LstmBackward", "Crf", "CrfReduce", "EmbeddingGrad", "PoolRows"} <= names
     assert {row["architecture"] for row in kernels} == {"sm_80", "sm_90a"}
     for row in kernels:
         assert row["spill_stores"] == row["spill_loads"] == 0, row["kernel"]
