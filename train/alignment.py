@@ -243,3 +243,14 @@ def align_text(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> Alignme
         cu_words=np.searchsorted(first_piece, cu_pieces),
         first_piece=first_piece,
     )
+
+
+def windows_of(length: int, size: int) -> list[tuple[int, int, int, int]]:
+    """Windows over ``length`` pieces: (start, stop, first kept, one past the last kept)."""
+    if length <= size:
+        return [(0, length, 0, length)] if length else []
+    overlap = size // 4
+    starts = [*range(0, length - size, size - overlap), length - size]
+    stops = [start + size for start in starts]
+    borders = [(a + b) // 2 for a, b in zip(starts[1:], stops[:-1], strict=True)]
+    return list(zip(starts, stops, [0, *borders], [*borders, length], strict=True))

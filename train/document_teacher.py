@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from xdistil_fast.class_scoring import ClassScores, score_classes
 from xdistil_fast.labels import validate_classes
-from xdistil_fast.train.alignment import align_text, split_points
+from xdistil_fast.train.alignment import align_text, split_points, windows_of
 from xdistil_fast.train.documents import Documents
 from xdistil_fast.train.finetune import TeacherSettings, TrainingRun, fine_tune
-from xdistil_fast.train.teacher import FloatArray, Progress, Teacher, names_of_config, windows_of
+from xdistil_fast.train.teacher import FloatArray, Progress, Teacher, names_of_config
 
 _CHUNK = 1024  # texts given to the tokeniser at once
 

@@ -23,7 +23,13 @@ import torch
 import transformers
 
 from xdistil_fast.labels import validate_labels
-from xdistil_fast.train.alignment import Alignment, align, plain_tokenizer, words_from_pieces
+from xdistil_fast.train.alignment import (
+    Alignment,
+    align,
+    plain_tokenizer,
+    windows_of,
+    words_from_pieces,
+)
 from xdistil_fast.train.devices import fast_bf16, pick_device
 
 FloatArray = npt.NDArray[np.float32]
@@ -41,8 +47,7 @@ _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "came
 _UNSTABLE_CONFIG_KEYS = frozenset({"transformers_version", "_name_or_path"})
 _FALLBACK_LENGTH = 512
 _POOLER = "pooler."  # of a sequence classifier's head, though it lies with the encoder
-# Of a batch, a thread: activations of larger ones leave the caches. Narrow ones are smaller, and
-# weights are narrowed anew for each batch (measured: MiniLM).
+# A thread; activations of larger batches leave the caches, narrow ones later (measured: MiniLM).
 _CPU_TOKENS = {"float32": 512, "bfloat16": 2048}
 
 
@@ -359,8 +364,8 @@ class Teacher:
     def forward(self, pieces: Sequence[npt.NDArray[np.integer]], layer: int | None) -> Any:
         """What the model gives for a padded batch, with hidden states where a layer is named."""
         input_ids, mask = self.collate(pieces)
-        narrow = self.precision == "bfloat16"
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, narrow):
+        autocast = torch.autocast(self.device.type, torch.bfloat16, self.precision == "bfloat16")
+        with torch.inference_mode(), autocast:
             return self.model(
                 input_ids=torch.from_numpy(input_ids).to(self.device),
                 attention_mask=torch.from_numpy(mask).to(self.device),
@@ -382,17 +387,6 @@ class Teacher:
             input_ids[row, begin + len(ids) : len(ids) + special] = self.suffix_ids
             mask[row, : len(ids) + special] = 1
         return input_ids, mask
-
-
-def windows_of(length: int, size: int) -> list[tuple[int, int, int, int]]:
-    """Windows over ``length`` pieces: (start, stop, first kept, one past the last kept)."""
-    if length <= size:
-        return [(0, length, 0, length)] if length else []
-    overlap = size // 4
-    starts = [*range(0, length - size, size - overlap), length - size]
-    stops = [start + size for start in starts]
-    borders = [(a + b) // 2 for a, b in zip(starts[1:], stops[:-1], strict=True)]
-    return list(zip(starts, stops, [0, *borders], [*borders, length], strict=True))
 
 
 def resolve_name(path: Path | str) -> str:

@@ -13,8 +13,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from xdistil_fast.train.alignment import windows_of
 from xdistil_fast.train.devices import fast_bf16
-from xdistil_fast.train.teacher import Teacher, backend_of, load_base, load_tokenizer, windows_of
+from xdistil_fast.train.teacher import Teacher, backend_of, load_base, load_tokenizer
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "mara", "lin", "##den", "left", "oslo", "in", "."]
