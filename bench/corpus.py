@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from xdistil_fast.commands.bench import SENTENCES, read_texts
@@ -13,10 +13,13 @@ Tagged = tuple[tuple[str, ...], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts and what to call them."""
+    """Texts and what to call them.
+
+    The texts are no part of what a result says of its parameters: they are other people's.
+    """
 
     name: str
-    texts: list[str]
+    texts: list[str] = field(repr=False)
 
     def sample(self, count: int) -> list[str]:
         """So many texts, evenly spread over all of them; fewer if there are fewer."""

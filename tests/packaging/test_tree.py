@@ -64,6 +64,23 @@ def test_nothing_is_left_to_do() -> None:
     assert found == []
 
 
+def test_results_hold_figures_and_no_texts() -> None:
+    """Corpora are other people's, and no string of ours is as long."""
+
+    def longest(value: object) -> int:
+        if isinstance(value, str):
+            return len(value)
+        if isinstance(value, dict):
+            return longest(list(value.values()))
+        return max(map(longest, value), default=0) if isinstance(value, list) else 0
+
+    folders = (ROOT / "bench" / "results", ROOT / "docs" / "records")
+    files = [path for folder in folders for path in folder.rglob("*.json")]
+    assert len(files) > 2
+    for path in files:
+        assert longest(json.loads(path.read_text(encoding="utf-8"))) < 1000, path
+
+
 def test_tests_stand_alone() -> None:
     """With --import-mode=importlib a conftest in the root would put the tree on sys.path."""
     assert not (ROOT / "conftest.py").exists()
