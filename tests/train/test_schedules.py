@@ -72,6 +72,8 @@ def test_impossible_stages_are_refused(more: dict[str, Any], what: str) -> None:
 
 EXPECTED = {
     "default": ["joint/all"],
+    "joint-labels": ["joint/all", "labels/all"],
+    "logits-labels": ["logits/all", "labels/all"],
     "d0": ["labels/all"],
     "d0-s": ["labels/all"],
     "d1": ["joint/all"],
