@@ -355,7 +355,7 @@ def test_stages_on_part_of_the_text(
 @pytest.mark.parametrize(
     ("more", "what"),
     [
-        ({"schedule": "d5"}, "schedule is 'd5'; allowed: 'default', 'd0'"),
+        ({"schedule": "d5"}, "schedule is 'd5'; allowed: 'default', 'joint-labels'"),
         ({"schedule": "d4.2", "labels_only": True}, "allowed: one of the two"),
         ({"schedule": "d4.2", "representation_weight": 0.0}, "stage 'representation': nothing"),
         ({"schedule": "d4.1", "soft_weight": 0.0}, "stage 'logits': nothing to train on"),
