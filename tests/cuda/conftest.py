@@ -85,13 +85,17 @@ def _using(module: Any) -> Iterator[None]:
         _backend.lstm_plan.cache_clear()
 
 
-def why_no_gpu() -> str | None:
-    """None if there is a GPU that the extension runs on."""
+@pytest.fixture(scope="session")
+def gpu() -> None:
+    """A GPU that the extension and torch run on; skips, saying why, where there is none."""
     try:
         _backend.device_info(0)
     except (RuntimeError, ValueError) as error:
-        return str(error)
-    return None
+        pytest.skip(f"no GPU: {error}")
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU: this torch was built without CUDA")
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,5 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
         with _using(module):
             yield Device("cpu", module)
         return
-    reason = why_no_gpu()
-    if reason is not None:
-        pytest.skip(f"no GPU: {reason}")
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU: this torch was built without CUDA")
+    request.getfixturevalue("gpu")
     yield Device("cuda", _backend.cuda())

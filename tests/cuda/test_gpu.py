@@ -12,22 +12,14 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from xdistil_fast import _backend, torch_ops
+from xdistil_fast import torch_ops
 from xdistil_fast.nn import CRF, BiLSTM, Linear
 
 LENGTHS = [3, 0, 6, 1]
 TOTAL, INPUT, HIDDEN, TAGS = sum(LENGTHS), 5, 7, 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def gpu() -> None:
-    """Skips the module, saying why, where there is no GPU."""
-    try:
-        _backend.device_info(0)
-    except (RuntimeError, ValueError) as error:
-        pytest.skip(f"no GPU: {error}")
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU: this torch was built without CUDA")
+pytestmark = pytest.mark.usefixtures("gpu")
 
 
 def offsets() -> Tensor:

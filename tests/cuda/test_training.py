@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from xdistil_fast import _backend
 from xdistil_fast.model_io import load_folder
 
 pytest.importorskip("transformers", reason="the teacher is one of transformers")
@@ -23,15 +21,7 @@ CHOICES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def gpu() -> None:
-    """Skips the module, saying why, where there is no GPU."""
-    try:
-        _backend.device_info(0)
-    except (RuntimeError, ValueError) as error:
-        pytest.skip(f"no GPU: {error}")
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU: this torch was built without CUDA")
+pytestmark = pytest.mark.usefixtures("gpu")
 
 
 @pytest.fixture(scope="module")
