@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xdistil_fast.train import runs
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -233,13 +235,13 @@ def draw_pareto(
     for handle in legend.legend_handles:
         if handle is not None and hasattr(handle, "set_sizes"):
             handle.set_sizes([40])
-    part = path.with_name(path.name + ".part")
+    buffer = io.BytesIO()
     kind = path.suffix.removeprefix(".")
     # As paths: the file is looked at in viewers that have other fonts, or none.
     with matplotlib.rc_context({"svg.hashsalt": "sweep", "svg.fonttype": "path"}):
         metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(part, format=kind, metadata=metadata, facecolor="white", dpi=150)
-    part.replace(path)
+        figure.savefig(buffer, format=kind, metadata=metadata, facecolor="white", dpi=150)
+    runs.write_file(path, buffer.getvalue())
 
 
 def _figure(width: float, height: float) -> Figure:
