@@ -142,6 +142,8 @@ class Classification:
             logits = on_device(batch.logits)
             if self.config.logit_loss == "mse":
                 found["soft"] = losses.logit_loss(emissions, logits)
+            elif self.config.logit_loss == "hard":
+                found["soft"] = losses.hard_loss(emissions, losses.best_labels(logits))
             else:
                 temperature = self.config.temperature
                 found["soft"] = losses.kl_loss(emissions, logits, temperature=temperature)

@@ -25,7 +25,7 @@ _POOLING = "max"
 DECAYS = ("cosine", "linear")
 STORED = ("float32", "float16")
 PRECISIONS = ("float32", "bfloat16")
-LOGIT_LOSSES = ("mse", "kl", "marginals")
+LOGIT_LOSSES = ("mse", "kl", "marginals", "hard")
 REPRESENTATION_LOSSES = ("mse", "cosine", "kld")
 EMBEDDING_STARTS = ("svd", "random")
 _LABEL_SCHEDULES = ("d0", "d0-s")
@@ -72,8 +72,8 @@ class DistillConfig:
             processor that multiplies it; weights, gradients and states are float32 in both.
         hard_weight: factor of the loss on labels.
         soft_weight: factor of the loss on the teacher's logits.
-        logit_loss: how logits are compared: ``mse``, ``kl`` of their softmax, or ``marginals``, kl
-            of a CRF's marginals (head ``crf``).
+        logit_loss: how logits are compared: ``mse``, ``kl`` of their softmax, ``marginals``, kl of
+            a CRF's marginals (head ``crf``), or ``hard``: the teacher's best label is learned.
         temperature: divides the logits in ``kl`` and ``marginals``.
         representation_weight: factor of the loss on the teacher's hidden states, in schedules that
             have it.
@@ -240,10 +240,10 @@ class DistillConfig:
             raise ValueError(f"teacher_layer is {self.teacher_layer!r}; allowed: a whole number")
         if self.logit_loss == "marginals" and self.head != "crf":
             raise ValueError("logit_loss is 'marginals' and head is not 'crf'; only a CRF has them")
-        if self.logit_loss == "mse" and self.temperature != 1.0:
+        if self.logit_loss in ("mse", "hard") and self.temperature != 1.0:
             raise ValueError(
-                f"temperature is {self.temperature!r} and logit_loss is 'mse', which has none; "
-                "allowed: 1, or logit_loss 'kl' or 'marginals'"
+                f"temperature is {self.temperature!r} and logit_loss is {self.logit_loss!r}, which "
+                "has none; allowed: 1, or logit_loss 'kl' or 'marginals'"
             )
         if self.task == "tagging" and self.pooling != _POOLING:
             raise ValueError(

@@ -275,7 +275,8 @@ class TrainingRun:
         self.optimizer = adamw(
             self.names.values(), settings.learning_rate, settings.weight_decay, self.device
         )
-        self.autocast = fast_bf16(self.device)
+        if fast_bf16(self.device):  # dev is then tagged as the model is trained, and faster
+            teacher.precision = "bfloat16"
         self.state = _State(0, 0, {}, [], 0.0)
         self.best: dict[str, torch.Tensor] = {}
 
@@ -366,7 +367,8 @@ class TrainingRun:
         input_ids, mask = self.teacher.collate([self.ids[a:b] for a, b in runs])
         targets = self._targets(runs, input_ids)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        bfloat16 = self.teacher.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             logits = self.model(
                 input_ids=torch.from_numpy(input_ids).to(self.device),
                 attention_mask=torch.from_numpy(mask).to(self.device),
@@ -498,7 +500,7 @@ def _finish(
         digest=run.kind.from_pretrained(folder, device="cpu").digest(),
         threads=torch.get_num_threads(),
         labels=teacher.labels,
-        precision="bfloat16" if run.autocast else "float32",
+        precision=teacher.precision,
         key=key,
     )
     runs.write_run(folder, record)

@@ -38,6 +38,25 @@ def hard_loss(emissions: Tensor, targets: Tensor) -> Tensor:
     return total / max(1, targets.numel())
 
 
+def best_labels(teacher_logits: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The teacher's best label of each piece, to be learned as if it were gold: hard distillation.
+
+    ``argmax_c logits_pc``, or ``IGNORED`` where ``w_p`` is 0; of equal logits one of them.
+
+    Source: Lee, "Pseudo-Label", ICML 2013 workshop, equation 14; hard distillation of Mukherjee and
+    Hassan Awadallah, 2019.
+
+    Args:
+        teacher_logits: [P, C].
+        weights: [P] or None.
+
+    Returns:
+        [P] int64, for :func:`hard_loss` or :func:`crf_loss`.
+    """
+    best = teacher_logits.argmax(dim=1)
+    return best if weights is None else best.masked_fill(weights == 0, IGNORED)
+
+
 def logit_loss(emissions: Tensor, teacher_logits: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean squared error between the student's emissions and the teacher's logits.
 

@@ -103,11 +103,7 @@ class Tagging:
         if {"hard", "soft"} & set(wanted):
             emissions = self.student.output(states)
         if "hard" in wanted:
-            targets = on_device(own.targets)
-            if self.student.crf is None:
-                found["hard"] = losses.hard_loss(emissions, targets)
-            else:
-                found["hard"] = losses.crf_loss(self.student.crf, emissions, targets, offsets)
+            found["hard"] = self._label_loss(emissions, on_device(own.targets), offsets)
         if "soft" in wanted:
             logits = on_device(own.logits)
             found["soft"] = self._soft_loss(emissions, logits, offsets, weights)
@@ -119,6 +115,11 @@ class Tagging:
             found["representation"] = compare(projected, targets, weights)
         return found
 
+    def _label_loss(self, emissions: Tensor, targets: Tensor, offsets: Tensor) -> Tensor:
+        if self.student.crf is None:
+            return losses.hard_loss(emissions, targets)
+        return losses.crf_loss(self.student.crf, emissions, targets, offsets)
+
     def _soft_loss(
         self, emissions: Tensor, logits: Tensor, offsets: Tensor, weights: Tensor | None
     ) -> Tensor:
@@ -127,6 +128,8 @@ class Tagging:
             return losses.logit_loss(emissions, logits, weights)
         if self.config.logit_loss == "kl":
             return losses.kl_loss(emissions, logits, weights, temperature=temperature)
+        if self.config.logit_loss == "hard":
+            return self._label_loss(emissions, losses.best_labels(logits, weights), offsets)
         assert self.student.crf is not None
         return losses.crf_marginal_loss(
             self.student.crf, emissions, logits, offsets, weights, temperature=temperature

@@ -100,7 +100,7 @@ def test_losses_of_words_are_where_the_student_is(
 
 
 @pytest.mark.parametrize("pooling", ["max", "mean", "last"])
-@pytest.mark.parametrize("logit_loss", ["mse", "kl"])
+@pytest.mark.parametrize("logit_loss", ["mse", "kl", "hard"])
 def test_losses_of_texts_are_where_the_student_is(
     pooling: str, logit_loss: str, vocabulary: Vocabulary, fake: None
 ) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from xdistil_fast import nn
 from xdistil_fast.train.alignment import IGNORED
 from xdistil_fast.train.losses import (
+    best_labels,
     crf_loss,
     crf_marginal_loss,
     hard_loss,
@@ -129,6 +130,17 @@ WEIGHTS = np.array([1.0, 0, 1, 1, 0, 0, 1])
 def softmax(values: np.ndarray) -> np.ndarray:
     powers = np.exp(values)
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def test_best_labels_are_learned_as_gold_ones() -> None:
+    best = best_labels(tensor(LOGITS))
+    np.testing.assert_array_equal(best.numpy(), LOGITS.argmax(axis=1))
+    some = best_labels(tensor(LOGITS), tensor(WEIGHTS))
+    np.testing.assert_array_equal(some.numpy()[WEIGHTS == 1], best.numpy()[WEIGHTS == 1])
+    assert (some.numpy()[WEIGHTS == 0] == IGNORED).all()
+    log_s = np.log(softmax(EMISSIONS))[np.arange(P), LOGITS.argmax(axis=1)]
+    loss = hard_loss(tensor(EMISSIONS), some).item()
+    assert loss == pytest.approx(-float((log_s * WEIGHTS).sum()) / P)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])

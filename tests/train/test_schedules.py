@@ -298,7 +298,12 @@ def test_the_papers_divergence_trains(inputs: dict[str, Any], tmp_path: Path) ->
 
 def test_other_logit_losses_train(inputs: dict[str, Any], cache: str, tmp_path: Path) -> None:
     for number, more in enumerate(
-        ({"logit_loss": "kl", "temperature": 2.0}, {"logit_loss": "marginals", "head": "crf"})
+        (
+            {"logit_loss": "kl", "temperature": 2.0},
+            {"logit_loss": "marginals", "head": "crf"},
+            {"logit_loss": "hard"},
+            {"logit_loss": "hard", "head": "crf"},
+        )
     ):
         out = tmp_path / str(number)
         config = make_config(inputs, out, hard_weight=0.0, epochs=4, cache=cache, **more)
@@ -365,6 +370,7 @@ def test_stages_on_part_of_the_text(
         ({"logit_loss": "l1"}, "logit_loss is 'l1'"),
         ({"logit_loss": "marginals"}, "only a CRF has them"),
         ({"temperature": 2.0}, "logit_loss is 'mse', which has none"),
+        ({"temperature": 2.0, "logit_loss": "hard"}, "logit_loss is 'hard', which has none"),
         ({"temperature": 0.0, "logit_loss": "kl"}, r"temperature is 0\.0"),
         ({"representation_loss": "l1"}, "representation_loss is 'l1'"),
         ({"representation_loss": "kld"}, "representation_size is 8; allowed: 0"),

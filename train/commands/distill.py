@@ -99,7 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _add(parser, "--hard-weight", float, "factor of the loss on labels")
     _add(parser, "--soft-weight", float, "factor of the loss on the teacher's logits")
-    _add(parser, "--logit-loss", str, "how logits are compared", choices=LOGIT_LOSSES)
+    _add(
+        parser, "--logit-loss", str,
+        "how logits are compared; hard: the teacher's best label is learned as if it were gold",
+        choices=LOGIT_LOSSES,
+    )  # fmt: skip
     _add(parser, "--temperature", float, "divides the logits in kl and marginals")
     _add(
         parser, "--representation-weight", float,
