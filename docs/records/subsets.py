@@ -45,6 +45,11 @@ TEXT_SETS = ("amazon-electronics", "bbc-news", "imdb", "sst2", "trec")
 REVIEW_SENTENCES = 30_000
 
 
+def read_lines(path: Path) -> list[str]:
+    """Lines of a gzipped file, each with its end."""
+    return gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
+
+
 def read_sentences(path: Path) -> list[str]:
     """Sentences of a CoNLL file, each with its blank line; none where there is no file."""
     if not path.exists():
@@ -71,10 +76,10 @@ def cut_sentences(source: Path, out: Path, language: str, labelled: int) -> None
 
 def cut_texts(source: Path, out: Path) -> None:
     """Cut one set of texts with classes."""
-    rows = gzip.open(source / "train.jsonl.gz", "rt").readlines()
+    rows = read_lines(source / "train.jsonl.gz")
     dev = source / "dev.jsonl.gz"
     if dev.exists():
-        train, held_out = rows, gzip.open(dev, "rt").readlines()
+        train, held_out = rows, read_lines(dev)
     else:
         train, held_out = rows[: -(len(rows) // 10)], rows[-(len(rows) // 10) :]
     classes = [json.loads(row)["label"] for row in train]
@@ -91,7 +96,7 @@ def cut_texts(source: Path, out: Path) -> None:
 def cut_reviews(source: Path, out: Path) -> None:
     """Sentences of 5 to 40 words, each once."""
     found: dict[str, None] = {}
-    for line in gzip.open(source, "rt"):
+    for line in read_lines(source):
         for sentence in re.split(r"(?<=[.!?])\s+", line.strip()):
             if 5 <= len(sentence.split()) <= 40:
                 found[sentence] = None
