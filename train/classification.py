@@ -30,7 +30,7 @@ from xdistil_fast.train.document_cache import DocumentCache, LabelledTexts, buil
 from xdistil_fast.train.document_teacher import DocumentTeacher
 from xdistil_fast.train.documents import Documents, read_documents
 from xdistil_fast.train.label_maps import check_label_map
-from xdistil_fast.train.representation import check_representation_size
+from xdistil_fast.train.representation import kept_components
 from xdistil_fast.train.student import Dropout, FloatArray, Student
 from xdistil_fast.train.tagging import REPRESENTATION_LOSSES
 from xdistil_fast.train.vocabulary import Vocabulary
@@ -214,11 +214,11 @@ class ClassificationJob:
                     f"{documents.path}: classes {unknown} are not among the teacher's, which are "
                     f"{self.teacher.labels}; a label map can rename or drop them"
                 )
-        self._layer = None
+        self._layer, self._components = None, 0
         if config.representation:
             last = -1 if config.teacher_layer is None else config.teacher_layer
             self._layer = self.teacher.resolve_layer(last)
-            check_representation_size(config, self.teacher)
+            self._components = kept_components(config, self.teacher)
 
     def build_cache(self, root: Path, ranks: Ranks) -> tuple[DocumentCache, str]:
         """Have the teacher label all texts."""
@@ -236,8 +236,8 @@ class ClassificationJob:
             progress=config.progress,
             ranks=ranks,
         )
-        if self._layer is not None and config.representation_size:
-            cache.reduce(config.representation_size)
+        if self._components:
+            cache.reduce(self._components)
         return cache, key
 
     def task(self, vocabulary: Vocabulary, cache: Cache) -> Classification:

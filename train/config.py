@@ -80,14 +80,14 @@ class DistillConfig:
         representation_loss: how hidden states are compared: ``mse``, ``cosine``, or ``kld``, the
             paper's (on full width only).
         representation_size: principal components of the teacher's hidden states that are kept; 0
-            for the states as they are.
+            for the states as they are, None for 128, or all where they have fewer elements, and 0
+            for ``kld``.
         teacher_layer: encoder layer they are taken from, from 1; -1 is the last, -2 the one before.
             None for the paper's 7 of 12, in a teacher of another depth the one in its place.
         labelled_share: share of each batch that is drawn from labelled text in stages that train
             on labels and logits; 0 to take sentences as they come. The loss on labels is divided
             by all pieces of a batch, so a large transfer text weakens it; a share of, say, 0.25 or
             a larger ``hard_weight`` restores it.
-        labels_only: train on labels alone, the baseline: schedule ``d0-s``.
         pieces: pieces trained on: ``all``, or ``first`` of each word for a teacher that was itself
             trained on first pieces only.
         embeddings: start of the embedding table: ``svd`` of the teacher's, ``random``, or a file
@@ -127,8 +127,8 @@ class DistillConfig:
     pooling: str = _POOLING
     student: str = "100x200"
     head: str = "softmax"
-    schedule: str = "default"
-    epochs: int = 6
+    schedule: str = "d4.1"
+    epochs: int = 4
     patience: int | None = None
     lr: float = 3e-3
     batch_size: int = 64
@@ -143,10 +143,9 @@ class DistillConfig:
     temperature: float = 1.0
     representation_weight: float = 1.0
     representation_loss: str = "mse"
-    representation_size: int = 128
+    representation_size: int | None = None
     teacher_layer: int | None = None
     labelled_share: float = 0.0
-    labels_only: bool = False
     pieces: Literal["all", "first"] = "all"
     embeddings: str = "svd"
     embedding_dtype: str = "float32"
@@ -177,17 +176,12 @@ class DistillConfig:
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; at least one labelled file is needed")
         _one_of("schedule", self.schedule, tuple(SCHEDULES))
-        if self.labels_only and self.schedule not in ("default", *_LABEL_SCHEDULES):
+        if self.schedule in _LABEL_SCHEDULES and self.transfer:
             raise ValueError(
-                f"labels_only is set and schedule is {self.schedule!r}; allowed: one of the two"
-            )
-        if (self.labels_only or self.schedule in _LABEL_SCHEDULES) and self.transfer:
-            what = "labels_only" if self.labels_only else f"schedule {self.schedule!r}"
-            raise ValueError(
-                f"{what} trains on labels alone and takes no transfer text; "
+                f"schedule {self.schedule!r} trains on labels alone and takes no transfer text; "
                 f"transfer is {list(self.transfer)}"
             )
-        if (self.labels_only or self.schedule in _LABEL_SCHEDULES) and self.augment:
+        if self.schedule in _LABEL_SCHEDULES and self.augment:
             raise ValueError(
                 f"augment is {self.augment!r}; its copies are labelled by the teacher, and what is "
                 "trained on here are labels alone; allowed: ''"
@@ -235,7 +229,8 @@ class DistillConfig:
                 f"labelled_share is {self.labelled_share!r} and batch_size is {self.batch_size}; "
                 "allowed: a batch_size of 2 or more, to hold labelled and other sentences"
             )
-        _at_least("representation_size", self.representation_size, 0)
+        if self.representation_size is not None:
+            _at_least("representation_size", self.representation_size, 0)
         if self.teacher_layer is not None and type(self.teacher_layer) is not int:
             raise ValueError(f"teacher_layer is {self.teacher_layer!r}; allowed: a whole number")
         if self.logit_loss == "marginals" and self.head != "crf":
@@ -282,7 +277,7 @@ class DistillConfig:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages of the schedule."""
-        return SCHEDULES["d0-s" if self.labels_only else self.schedule]
+        return SCHEDULES[self.schedule]
 
     def weights(self, stage: Stage) -> dict[str, float]:
         """Factors of the losses that a stage trains on: those that are not 0, by name."""

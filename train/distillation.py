@@ -36,7 +36,7 @@ from xdistil_fast.train.config import EMBEDDING_STARTS, DistillConfig, parse_siz
 from xdistil_fast.train.corpora import Corpus, labelling_of, read_labelled
 from xdistil_fast.train.label_maps import check_label_map
 from xdistil_fast.train.languages import check_languages
-from xdistil_fast.train.representation import Representation, check_representation_size
+from xdistil_fast.train.representation import Representation, kept_components
 from xdistil_fast.train.student import student_device
 from xdistil_fast.train.tagging import Tagging
 from xdistil_fast.train.teacher import Teacher
@@ -237,8 +237,8 @@ def _representation(config: DistillConfig, teacher: Teacher) -> Representation |
     """
     if not config.representation:
         return None
-    check_representation_size(config, teacher)
-    return Representation(teacher.resolve_layer(config.teacher_layer), config.representation_size)
+    size = kept_components(config, teacher)
+    return Representation(teacher.resolve_layer(config.teacher_layer), size)
 
 
 def _start_values(

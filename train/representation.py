@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 
 SAMPLE_SENTENCES = 1024
+COMPONENTS = 128  # kept where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -131,14 +132,18 @@ def spread(sentences: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     return list(sentences[::step])
 
 
-def check_representation_size(config: DistillConfig, teacher: Teacher) -> None:
-    """Refuse more principal components than a teacher's hidden states have elements.
+def kept_components(config: DistillConfig, teacher: Teacher) -> int:
+    """How many principal components of a teacher's hidden states are kept; 0 for the states.
 
     Raises:
-        ValueError: naming both.
+        ValueError: more are asked for than the states have elements; naming both.
     """
-    if config.representation_size > teacher.hidden_size:
+    size, most = config.representation_size, teacher.hidden_size
+    if size is None:
+        return 0 if config.representation_loss == "kld" else min(COMPONENTS, most)
+    if size > most:
         raise ValueError(
-            f"representation_size is {config.representation_size}; the teacher's hidden size is "
-            f"{teacher.hidden_size}; allowed: 0 to {teacher.hidden_size}"
+            f"representation_size is {size}; the teacher's hidden size is {most}; "
+            f"allowed: 0 to {most}"
         )
+    return size

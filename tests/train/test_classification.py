@@ -105,7 +105,7 @@ def teacher(base: Path, files: dict[str, str], tmp_path_factory: pytest.TempPath
 def make_config(files: dict[str, str], teacher: Path, out: Path, **more: Any) -> DistillConfig:
     settings = {
         "task": "classification", "student": "8x6", "epochs": 6, "batch_size": 8, "lr": 0.02,
-        "progress": False, **more,
+        "schedule": "d1", "progress": False, **more,
     }  # fmt: skip
     return DistillConfig(
         teacher=str(teacher), train=(files["train"],), dev=(files["dev"],), output=str(out),
@@ -270,8 +270,8 @@ def test_commands(
     out = tmp_path / "student"
     arguments = [
         "distill", "--task", "classification", "--teacher", str(teacher), "--train", files["train"],
-        "--dev", files["dev"], "--student", "4x4", "--epochs", "2", "--labels-only", "--quiet",
-        "--pooling", "mean", "-o", str(out),
+        "--dev", files["dev"], "--student", "4x4", "--epochs", "2", "--schedule", "d0-s",
+        "--quiet", "--pooling", "mean", "-o", str(out),
     ]  # fmt: skip
     assert main(arguments) == 0
     assert "dev accuracy" in capsys.readouterr().out

@@ -36,7 +36,8 @@ LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 def make_config(inputs: dict[str, Any], out: Path, **more: Any) -> DistillConfig:
     settings = {
-        "student": "8x12", "epochs": 3, "batch_size": 16, "lr": 0.02, "progress": False, **more
+        "student": "8x12", "schedule": "d1", "epochs": 3, "batch_size": 16, "lr": 0.02,
+        "progress": False, **more,
     }  # fmt: skip
     return DistillConfig(**{**inputs, **settings}, output=str(out))
 
@@ -230,12 +231,12 @@ def test_kept_cache_serves_further_runs(
     distill(make_config(inputs, tmp_path / "third", cache=cache, epochs=1, head="crf"))
 
 
-def test_labels_only_needs_no_logits(
+def test_labels_alone_need_no_logits(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.Teacher, "logits", None)
     files = {**inputs, "transfer": []}
-    record = distill(make_config(files, tmp_path / "s", labels_only=True, epochs=12))
+    record = distill(make_config(files, tmp_path / "s", schedule="d0-s", epochs=12))
     assert record["metrics"]["dev"]["f1"] > 90
     assert {entry["soft"] for entry in record["history"]} == {0.0}
     assert "labels alone" in (tmp_path / "s" / "README.md").read_text("utf-8")
@@ -398,7 +399,11 @@ def test_loss_that_is_not_finite_is_reported(inputs: dict[str, Any], tmp_path: P
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"hard_weight": -1.0}, "hard_weight is -1.0"),
         ({"hard_weight": 0.0, "soft_weight": 0.0}, "nothing to train on"),
-        ({"labels_only": True}, "takes no transfer text"),
+        ({"schedule": "d0-s"}, "takes no transfer text"),
+        (
+            {"schedule": "joint-labels", "hard_weight": 0.0},
+            "stage 'labels': nothing to train on",
+        ),
         ({"train": []}, "train is empty"),
         ({"seed": -1}, "seed is -1"),
         ({"embedding_dtype": "int8"}, "embedding_dtype is 'int8'"),
@@ -441,7 +446,7 @@ def test_command_line(
     command.add_parser(parser.add_subparsers())
     args = ["distill", "--teacher", inputs["teacher"], "--train", *inputs["train"]]
     args += ["--dev", *inputs["dev"], "--transfer", *inputs["transfer"], "--student", "8x12"]
-    args += ["--epochs", "3", "--batch-size", "16", "--lr", "0.02", "--quiet"]
+    args += ["--schedule", "d1", "--epochs", "3", "--batch-size", "16", "--lr", "0.02", "--quiet"]
     args += ["-o", str(tmp_path / "student")]
     parsed = parser.parse_args(args)
     parsed.argv = args

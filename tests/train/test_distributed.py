@@ -18,7 +18,14 @@ from xdistil_fast.train.config import DistillConfig
 from xdistil_fast.train.distillation import distill
 from xdistil_fast.train.distributed import Ranks, SharedGenerator, one_process_only, processes
 
-SETTINGS = {"student": "8x12", "epochs": 2, "batch_size": 17, "lr": 0.01, "dropout": 0.2}
+SETTINGS = {
+    "schedule": "d1",
+    "student": "8x12",
+    "epochs": 2,
+    "batch_size": 17,
+    "lr": 0.01,
+    "dropout": 0.2,
+}
 
 
 @pytest.fixture(scope="module")

@@ -305,7 +305,7 @@ def test_scores_of_the_teacher_enter_the_card(tmp_path: Path) -> None:
     )
     student = {
         **STUDENT,
-        "settings": {"teacher": "big", "labels_only": False, "hard_weight": 1, "soft_weight": 1,
+        "settings": {"teacher": "big", "hard_weight": 1, "soft_weight": 1,
                      "epochs": 2, "seed": 0, "embedding_dtype": "float32"},
         "history": [{"stage": "joint", "hard": 1.0, "soft": 1.0, "representation": 0.0}],
         "metrics": {"dev": {**COUNTS, "f1": 69.0, "per_type": {"PER": {**COUNTS, "f1": 76.0}}},

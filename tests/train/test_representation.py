@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from xdistil_fast.train.config import DistillConfig
 from xdistil_fast.train.representation import (
     SAMPLE_SENTENCES,
     Components,
+    kept_components,
     principal_components,
     spread,
     stored_components,
@@ -62,6 +66,21 @@ def test_impossible_sizes_are_refused() -> None:
         components(8)
     with pytest.raises(ValueError, match="no piece"):
         principal_components(lambda add: None, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "expected"),
+    [
+        ({}, 384, 128),
+        ({}, 16, 16),
+        ({"representation_size": 8}, 16, 8),
+        ({"representation_size": 0}, 16, 0),
+        ({"representation_loss": "kld"}, 384, 0),
+    ],
+)
+def test_components_that_are_kept(settings: dict[str, Any], width: int, expected: int) -> None:
+    config = DistillConfig("t", ("a",), ("b",), "o", **settings)
+    assert kept_components(config, SimpleNamespace(hidden_size=width)) == expected
 
 
 @pytest.mark.parametrize("damage", ["truncate", "text", "empty", "shape"])

@@ -30,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def make_config(inputs: dict[str, Any], out: Path, **more: Any) -> DistillConfig:
     settings = {
         "student": "8x12", "epochs": 1, "batch_size": 16, "lr": 0.02, "progress": False,
-        "representation_size": 8, **more,
+        "representation_size": 8, "schedule": "d1", **more,
     }  # fmt: skip
     files = dict(inputs)
     if settings.get("schedule") in LABELS_ALONE:
@@ -71,7 +71,6 @@ def test_impossible_stages_are_refused(more: dict[str, Any], what: str) -> None:
 
 
 EXPECTED = {
-    "default": ["joint/all"],
     "joint-labels": ["joint/all", "labels/all"],
     "logits-labels": ["logits/all", "labels/all"],
     "d0": ["labels/all"],
@@ -339,9 +338,7 @@ def test_stages_on_part_of_the_text(
     inputs: dict[str, Any], cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = (Stage("logits", {"soft": 1.0}, data="transfer", epochs=2, lr=0.01),)
-    monkeypatch.setattr(
-        config_module, "SCHEDULES", MappingProxyType({**SCHEDULES, "default": stages})
-    )
+    monkeypatch.setattr(config_module, "SCHEDULES", MappingProxyType({**SCHEDULES, "d1": stages}))
     real, labels = Cache.batch, []
 
     def batch(self: Cache, chosen: np.ndarray) -> Batch:
@@ -360,8 +357,7 @@ def test_stages_on_part_of_the_text(
 @pytest.mark.parametrize(
     ("more", "what"),
     [
-        ({"schedule": "d5"}, "schedule is 'd5'; allowed: 'default', 'joint-labels'"),
-        ({"schedule": "d4.2", "labels_only": True}, "allowed: one of the two"),
+        ({"schedule": "d5"}, "schedule is 'd5'; allowed: 'joint-labels', 'logits-labels'"),
         ({"schedule": "d4.2", "representation_weight": 0.0}, "stage 'representation': nothing"),
         ({"schedule": "d4.1", "soft_weight": 0.0}, "stage 'logits': nothing to train on"),
         ({"patience": -1}, "patience is -1"),
@@ -409,11 +405,11 @@ def test_what_the_teacher_lacks_is_refused_before_any_work(
 
 def test_caches_with_and_without_representation(inputs: dict[str, Any], tmp_path: Path) -> None:
     keys = {}
-    for schedule in ("default", "d2", "d4.2"):
+    for schedule in ("d1", "d2", "d4.2"):
         out = tmp_path / schedule
         config = make_config(inputs, out, schedule=schedule, cache=str(tmp_path / "c"))
         keys[schedule] = distill(config)["cache"]
-    assert keys["d2"] == keys["d4.2"] != keys["default"]
+    assert keys["d2"] == keys["d4.2"] != keys["d1"]
     shards = [load_file(path) for path in (tmp_path / "c").rglob("shard-*")]
     states = [shard["representation"] for shard in shards if "representation" in shard]
     assert len(shards) == 2 * len(states) == 4
@@ -434,7 +430,7 @@ def test_default_start_values_do_not_hang_on_the_projection(
         return student
 
     monkeypatch.setattr(Tagging, "build", spy)
-    for schedule in ("default", "d2"):
+    for schedule in ("d1", "d2"):
         distill(make_config(inputs, tmp_path / schedule, schedule=schedule, cache=cache))
     plain, projected = starts
     assert set(projected) - set(plain) == {"projection.weight", "projection.bias"}

@@ -113,9 +113,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "--representation-loss", str, "how hidden states are compared",
         choices=REPRESENTATION_LOSSES,
     )  # fmt: skip
-    _add(
-        parser, "--representation-size", int,
-        "principal components of the hidden states that are kept, 0 for the states as they are",
+    parser.add_argument(
+        "--representation-size", type=int, metavar="N",
+        help="principal components of the hidden states that are kept, 0 for the states as they "
+        "are (default: 128, or all there are)",
     )  # fmt: skip
     parser.add_argument(
         "--teacher-layer", type=int, metavar="N",
@@ -126,9 +127,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "--labelled-share", float,
         "share of each batch drawn from labelled text, 0 to take sentences as they come",
     )  # fmt: skip
-    parser.add_argument(
-        "--labels-only", action="store_true", help="train on labels alone, without the teacher"
-    )
     _add(parser, "--pieces", str, "pieces of a word trained on", choices=("all", "first"))
     _add(
         parser, "--embeddings", str,

@@ -34,8 +34,8 @@ run $xdistil teacher --model "$base" --train "$train" --dev "$dev" -o "$out/teac
 run $xdistil distill --teacher "$out/teacher" --train "$train" --dev "$dev" --transfer $texts \
   --student 100x200 --cache "$out/cache" -o "$out/student"
 # shellcheck disable=SC2086
-run $xdistil distill --teacher "$out/teacher" --train "$train" --dev "$dev" --labels-only \
-  --student 100x200 -o "$out/labels-only"
+run $xdistil distill --teacher "$out/teacher" --train "$train" --dev "$dev" --schedule d0-s \
+  --student 100x200 --epochs 10 -o "$out/labels-only"
 
 for model in teacher student labels-only; do
   for split in dev test; do
