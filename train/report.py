@@ -5,7 +5,9 @@ Records are ``run.json`` of teacher and student folders and the JSON files of ``
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast.train import runs
+from xdistil_fast.train.languages import macro
 
 _NONE = "-"
+_NAMED_FILES = 4  # more are told by a pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,7 @@ def _evaluations(loaded: Sequence[Run], machines: _Machines) -> str:
             if run.get("model", "kind") == "teacher"
         }
         first = group[0]
-        names = ", ".join(str(entry["name"]) for entry in first.get("data"))
+        names = _names(str(entry["name"]) for entry in first.get("data"))
         maps = {_mapped(entry) for entry in first.get("data")} - {""}
         lines += [
             f"### {_cell(names)}",
@@ -181,8 +185,51 @@ def _evaluations(loaded: Sequence[Run], machines: _Machines) -> str:
                 ],
             ),
             "",
+            *_by_language(group, known, by_digest),
         ]
     return "\n".join(lines)
+
+
+def _by_language(
+    group: Sequence[Run], known: Mapping[str, str], teachers: Mapping[str, Run]
+) -> list[str]:
+    """F1 of each language, where all have the same, and what students keep of their teachers'."""
+    if len({tuple(run.get("metrics").get("languages", ())) for run in group}) > 1:
+        return []
+    languages = group[0].get("metrics").get("languages", {})
+    if not languages:
+        return []
+    columns, figures = ["language (entities)"], []
+    for run in group:
+        f1 = {name: scores["f1"] for name, scores in run.get("metrics", "languages").items()}
+        columns.append(_model_name(run, known))
+        figures.append([*(f"{value:.2f}" for value in f1.values()), *_spread(f1.values())])
+        teacher = teachers.get(run.get("model").get("teacher_digest"))
+        if teacher is not None:
+            of_teacher = teacher.get("metrics", "languages")
+            wanted = teacher.get("metrics", "macro", "f1")
+            columns.append("kept")
+            figures.append(
+                [
+                    *(_kept(value, of_teacher[name]["f1"]) for name, value in f1.items()),
+                    _kept(run.get("metrics", "macro", "f1"), wanted),
+                    _NONE,
+                ]
+            )
+    names = [f"{name} ({scores['support']:,})" for name, scores in languages.items()]
+    rows = zip([*names, "**mean**", "**standard deviation**"], *figures, strict=True)
+    return ["F1 by language:", "", *markdown_table(columns, list(rows)), ""]
+
+
+def _spread(values: Iterable[float]) -> tuple[str, str]:
+    """Mean and standard deviation (of the population), as text."""
+    mean, deviation = macro(list(values))
+    return f"**{mean:.2f}**", f"{deviation:.2f}"
+
+
+def _kept(value: float, of_teacher: float) -> str:
+    """Share of a teacher's score."""
+    return f"{100 * value / of_teacher:.1f} %" if of_teacher else _NONE
 
 
 def _evaluation(
@@ -190,9 +237,7 @@ def _evaluation(
 ) -> list[str]:
     f1 = run.get("metrics", "f1")
     teacher = teachers.get(run.get("model").get("teacher_digest"))
-    kept = _NONE
-    if teacher is not None and teacher.get("metrics", "f1"):
-        kept = f"{100 * f1 / teacher.get('metrics', 'f1'):.1f} %"
+    kept = _NONE if teacher is None else _kept(f1, teacher.get("metrics", "f1"))
     return [
         _model_name(run, known),
         run.get("model", "kind"),
@@ -250,7 +295,7 @@ def _comparisons(loaded: Sequence[Run]) -> str:
         if len(group) > 1:
             first = group[0].get("data")
             names = [str(entry["name"]) for entry in first if entry.get("role") == "dev"]
-            lines += [f"### Chosen on {_cell(', '.join(names) or 'unknown dev')}", ""]
+            lines += [f"### Chosen on {_cell(_names(names) or 'unknown dev')}", ""]
             lines += [*_comparison(group, loaded), ""]
     if not lines:
         return ""
@@ -274,7 +319,7 @@ def _comparison(group: Sequence[Run], loaded: Sequence[Run]) -> list[str]:
     tests: dict[tuple[str, ...], tuple[str, dict[str, float]]] = {}
     for run in loaded:
         if run.kind == "eval" and run.get("model", "digest") in {r.get("digest") for r in group}:
-            title = ", ".join(str(entry["name"]) for entry in run.get("data"))
+            title = _names(str(entry["name"]) for entry in run.get("data"))
             scores = tests.setdefault(_data_key(run), (title, {}))[1]
             scores[run.get("model", "digest")] = run.get("metrics", "f1")
     columns = ["runs", *shown, "seeds", "dev F1", *(f"F1 on {name}" for name, _ in tests.values())]
@@ -305,11 +350,20 @@ def _settings_of(run: Run) -> dict[str, str]:
     key = run.record.get("key")
     if isinstance(key, Mapping) and isinstance(key.get("teacher"), str):
         found["teacher"] = f"{found.get('teacher', '')} ({key['teacher'][:8]})".strip()
+    files: dict[str, list[Mapping[str, Any]]] = {}
     for entry in run.get("data"):
         role = str(entry.get("role", _NONE))
         if role != "dev":
-            name = f"{entry['name']} ({str(entry['digest'])[:8]})"
-            found[role] = f"{found[role]}, {name}" if role in found else name
+            files.setdefault(role, []).append(entry)
+    for role, entries in files.items():
+        # Of many files one digest stands for all.
+        digests = [str(entry["digest"])[:8] for entry in entries]
+        names = [str(entry["name"]) for entry in entries]
+        if len(entries) <= _NAMED_FILES:
+            found[role] = ", ".join(f"{n} ({d})" for n, d in zip(names, digests, strict=True))
+        else:
+            whole = hashlib.sha256("".join(digests).encode()).hexdigest()
+            found[role] = f"{_names(names)} ({whole[:8]})"
     return found
 
 
@@ -350,9 +404,19 @@ def _classifies(run: Run) -> bool:
 def _classification(loaded: Sequence[Run], machines: _Machines) -> str:
     """Scores of text classifiers, on the files of evaluations and on dev."""
     rows = []
+    teachers = {
+        (run.get("model", "digest"), *_data_key(run)): run.get("metrics", "accuracy")
+        for run in loaded
+        if run.kind == "eval"
+    }
     for run in loaded:
         scores = run.get("metrics") if run.kind == "eval" else run.get("metrics", "dev")
         files = [d["name"] for d in run.get("data") if d.get("role") in (None, "", "dev")]
+        beside = _NONE
+        if run.kind == "eval":
+            of_teacher = teachers.get((run.get("model").get("teacher_digest"), *_data_key(run)))
+            if of_teacher is not None:
+                beside = f"{scores['accuracy'] - of_teacher:+.2f}"
         rows.append(
             [
                 run.name,
@@ -360,12 +424,14 @@ def _classification(loaded: Sequence[Run], machines: _Machines) -> str:
                 ", ".join(files),
                 f"{scores['texts']:,}",
                 f"**{scores['accuracy']:.2f}**",
+                beside,
                 f"{scores['macro_f1']:.2f}",
                 ", ".join(f"{k} {v['f1']:.2f}" for k, v in scores["per_class"].items()),
                 machines.name(run),
             ]
         )
-    columns = ("run", "model", "data", "texts", "accuracy", "macro F1", "F1 by class", "machine")
+    columns = ("run", "model", "data", "texts", "accuracy", "to teacher", "macro F1",
+               "F1 by class", "machine")  # fmt: skip
     return _section("## Text classification", columns, rows)
 
 
@@ -413,6 +479,19 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
 def _cell(text: str) -> str:
     """Text that cannot break a table or a heading."""
     return " ".join(text.replace("|", "\\|").split())
+
+
+def _names(files: Iterable[str]) -> str:
+    """Names of files; of many that differ in one place, a pattern and their number."""
+    names = list(files)
+    if len(names) <= _NAMED_FILES:
+        return ", ".join(names)
+    begin = os.path.commonprefix(names)  # noqa: RUF071 - letters are meant
+    rest = [name[len(begin) :][::-1] for name in names]
+    end = os.path.commonprefix(rest)[::-1]  # noqa: RUF071
+    if begin or end:
+        return f"{begin}*{end} ({len(names)} files)"
+    return f"{names[0]} and {len(names) - 1} more"
 
 
 def _model_name(run: Run, known: Mapping[str, str]) -> str:

@@ -317,3 +317,56 @@ def test_scores_of_the_teacher_enter_the_card(tmp_path: Path) -> None:
     assert "| PER | 91.00 | 89.00 | 76.00 | 60 | 95.00 | 80.0 % |" in card
     assert "| **all** | 91.00 | 89.00 | 69.00 | 60 | 92.00 | 75.0 % |" in card
     assert "| **all** | 91.00 | 89.00 | 69.00 | 60 |\n" in model_card("small", config, student)
+
+
+def test_scores_by_language() -> None:
+    def by_language(kind: str, f1: dict[str, float], **more: str) -> dict[str, Any]:
+        record = evaluation(kind, 80.0, **more)
+        languages = {name: {"f1": value, "support": 50} for name, value in f1.items()}
+        record["metrics"] |= {
+            "languages": languages,
+            "macro": {"f1": sum(f1.values()) / len(f1), "sd": 0.0},
+        }
+        return record
+
+    mine = by_language("student", {"de": 60.0, "fi": 30.0}, teacher_digest="teacher-1")
+    page = build_report([Run("a", mine), Run("b", by_language("teacher", {"de": 80.0, "fi": 0.0}))])
+    assert "| language (entities) | my-teacher | my-student | kept |" in page
+    assert rows(page, "de (50)") == [["de (50)", "80.00", "60.00", "75.0 %"]]
+    assert rows(page, "fi (50)") == [["fi (50)", "0.00", "30.00", "-"]]
+    assert rows(page, "**mean**") == [["**mean**", "**40.00**", "**45.00**", "112.5 %"]]
+    assert rows(page, "**standard deviation**")[0][1:] == ["40.00", "15.00", "-"]
+    other = by_language("teacher", {"de": 80.0, "sv": 10.0})
+    assert "by language" not in build_report([Run("a", mine), Run("b", other)])
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["a.conll", "b.conll"], "a.conll, b.conll"),
+        ([f"ner/{x}.test.conll" for x in "abcde"], "ner/*.test.conll (5 files)"),
+        (["ner/a", "ner/ab", "ner/abc", "ner/abcd", "ner/aa"], "ner/a* (5 files)"),
+        ([f"{x}.conll" for x in "abcde"], "*.conll (5 files)"),
+        (list("abcde"), "a and 4 more"),
+        (["same"] * 5, "same* (5 files)"),
+    ],
+)
+def test_many_files_are_told_by_a_pattern(names: list[str], shown: str) -> None:
+    record = evaluation("student", 80.0)
+    record["data"] = [{**record["data"][0], "name": name} for name in names]
+    assert f"### {shown}\n" in build_report([Run("a", record)])
+
+
+def test_a_classifier_beside_its_teacher() -> None:
+    def classified(kind: str, accuracy: float, **more: str) -> dict[str, Any]:
+        record = evaluation(kind, 80.0, **more)
+        record["metrics"] = {
+            "texts": 10, "accuracy": accuracy, "macro_f1": accuracy, "per_class": {},
+        }  # fmt: skip
+        return record
+
+    mine = classified("student", 88.5, teacher_digest="teacher-1")
+    page = build_report([Run("a", mine), Run("b", classified("teacher", 90.0))])
+    assert [rows(page, name)[0][4:6] for name in "ab"] == [
+        ["**88.50**", "-1.50"], ["**90.00**", "-"],
+    ]  # fmt: skip
