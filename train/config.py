@@ -29,6 +29,7 @@ LOGIT_LOSSES = ("mse", "kl", "marginals", "hard")
 REPRESENTATION_LOSSES = ("mse", "cosine", "kld")
 EMBEDDING_STARTS = ("svd", "random")
 _LABEL_SCHEDULES = ("d0", "d0-s")
+_SCHEDULES = {"tagging": "d4.1", "classification": "joint-labels"}
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
@@ -58,7 +59,8 @@ class DistillConfig:
         pooling: of a text's states: ``max``, ``mean`` or ``last``; for ``classification``.
         student: ``"ExH"``: embedding size and hidden size of each direction.
         head: ``softmax`` or ``crf``.
-        schedule: the recipe, a name of :data:`~xdistil_fast.train.schedules.SCHEDULES`.
+        schedule: the recipe, a name of :data:`~xdistil_fast.train.schedules.SCHEDULES`; None for
+            the best measured, ``d4.1`` for tagging and ``joint-labels`` for classification.
         epochs: passes over the text of each fit of the schedule, at most.
         patience: epochs without a better score on ``dev`` after which a fit ends; 0 for no limit,
             None for what the schedule says.
@@ -127,7 +129,7 @@ class DistillConfig:
     pooling: str = _POOLING
     student: str = "100x200"
     head: str = "softmax"
-    schedule: str = "d4.1"
+    schedule: str | None = None
     epochs: int = 4
     patience: int | None = None
     lr: float = 3e-3
@@ -175,6 +177,9 @@ class DistillConfig:
         for name in ("train", "dev"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; at least one labelled file is needed")
+        _one_of("task", self.task, TASKS)
+        if self.schedule is None:
+            object.__setattr__(self, "schedule", _SCHEDULES[self.task])
         _one_of("schedule", self.schedule, tuple(SCHEDULES))
         if self.schedule in _LABEL_SCHEDULES and self.transfer:
             raise ValueError(
@@ -189,7 +194,6 @@ class DistillConfig:
         if self.label_map is not None:
             object.__setattr__(self, "label_map", dict(self.label_map))
         parse_size(self.student)
-        _one_of("task", self.task, TASKS)
         _one_of("device", self.device, DEVICES)
         _one_of("teacher_precision", self.teacher_precision, TEACHER_PRECISIONS)
         _one_of("pooling", self.pooling, POOLINGS)
@@ -277,6 +281,7 @@ class DistillConfig:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages of the schedule."""
+        assert self.schedule is not None
         return SCHEDULES[self.schedule]
 
     def weights(self, stage: Stage) -> dict[str, float]:

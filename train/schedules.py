@@ -20,7 +20,7 @@ and Table 3). Where ours differ:
 * An epoch is chosen by the score on dev where the output layer is trained; the paper goes by the
   loss on a tenth of the data, as we do where the representation alone is trained.
 * ``joint-labels`` and ``logits-labels`` are ours: D1, or its logits alone, and then the labels, as
-  in D4.1, the default, but without hidden states, which take most of the cache.
+  in D4.1 but without hidden states, which take most of the cache.
 * D0 is D0-S on the files of one language; which files is up to the caller.
 """
 

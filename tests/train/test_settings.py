@@ -48,6 +48,11 @@ def test_classes_may_hold_white_space() -> None:
         check_label_map({"1": " "}, classes=True)
 
 
+def test_the_default_schedule_hangs_on_the_task() -> None:
+    for task, schedule in (("tagging", "d4.1"), ("classification", "joint-labels")):
+        assert DistillConfig("t", ("a",), ("b",), "o", task=task).schedule == schedule
+
+
 def test_texts_take_no_language(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="files of texts take no language"):
         read_documents(f"de={tmp_path / 'a.tsv'}")

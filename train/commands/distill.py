@@ -79,7 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--pooling", str, "of the states of a text to classify", choices=POOLINGS)
     _add(parser, "--student", str, "embedding size x hidden size of each direction", metavar="ExH")
     _add(parser, "--head", str, "output layer", choices=HEADS)
-    _add(parser, "--schedule", str, "recipe: stages of training", choices=tuple(SCHEDULES))
+    parser.add_argument(
+        "--schedule", choices=tuple(SCHEDULES),
+        help="recipe: stages of training (default: d4.1 for tagging, joint-labels for "
+        "classification)",
+    )  # fmt: skip
     _add(parser, "--epochs", int, "passes over the sentences of each fit of the schedule")
     parser.add_argument(
         "--patience", type=int, metavar="EPOCHS",
