@@ -103,7 +103,7 @@ def test_beside_a_teacher(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     out = tmp_path / "bench.json"
     arguments = ("--teacher", str(teacher), "--data", str(texts), "--json", str(out), *QUICK)
     status, printed, error = run(str(softmax_folder), *arguments)
@@ -113,7 +113,7 @@ def test_beside_a_teacher(
     assert {("teacher, torch float32", bench.TASKS[0], count) for count in (3, 1)} <= rows
     assert {("teacher, transformers pipeline", bench.TASKS[1], count) for count in (3, 1)} <= rows
     assert len(record["footprints"]) == len(bench.PRECISIONS) + 1
-    assert "was not measured in ONNX Runtime: onnxruntime is not installed" in printed
+    assert "was not measured in ONNX Runtime: onnx is not installed" in printed
 
 
 def test_beside_a_teacher_in_onnx_runtime(
