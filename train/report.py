@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast.train import runs
+from xdistil_fast.train.card import kept
 from xdistil_fast.train.languages import macro
 
 _NONE = "-"
@@ -156,7 +157,7 @@ def _evaluations(loaded: Sequence[Run], machines: _Machines) -> str:
             if run.get("model", "kind") == "teacher"
         }
         first = group[0]
-        names = _names(str(entry["name"]) for entry in first.get("data"))
+        names = _names(first.get("data"))
         maps = {_mapped(entry) for entry in first.get("data")} - {""}
         lines += [
             f"### {_cell(names)}",
@@ -201,51 +202,35 @@ def _by_language(
         return []
     columns, figures = ["language (entities)"], []
     for run in group:
-        f1 = {name: scores["f1"] for name, scores in run.get("metrics", "languages").items()}
+        mine = run.get("metrics", "languages")
+        f1 = [scores["f1"] for scores in mine.values()]
+        mean, deviation = macro(f1)
         columns.append(_model_name(run, known))
-        figures.append([*(f"{value:.2f}" for value in f1.values()), *_spread(f1.values())])
+        figures.append([*(f"{value:.2f}" for value in f1), f"**{mean:.2f}**", f"{deviation:.2f}"])
         teacher = teachers.get(run.get("model").get("teacher_digest"))
         if teacher is not None:
             of_teacher = teacher.get("metrics", "languages")
-            wanted = teacher.get("metrics", "macro", "f1")
             columns.append("kept")
-            figures.append(
-                [
-                    *(_kept(value, of_teacher[name]["f1"]) for name, value in f1.items()),
-                    _kept(run.get("metrics", "macro", "f1"), wanted),
-                    _NONE,
-                ]
-            )
+            shares = [kept(mine[name], of_teacher[name]) for name in mine]
+            whole = kept(run.get("metrics", "macro"), teacher.get("metrics", "macro"))
+            figures.append([*shares, whole, _NONE])
     names = [f"{name} ({scores['support']:,})" for name, scores in languages.items()]
     rows = zip([*names, "**mean**", "**standard deviation**"], *figures, strict=True)
     return ["F1 by language:", "", *markdown_table(columns, list(rows)), ""]
 
 
-def _spread(values: Iterable[float]) -> tuple[str, str]:
-    """Mean and standard deviation (of the population), as text."""
-    mean, deviation = macro(list(values))
-    return f"**{mean:.2f}**", f"{deviation:.2f}"
-
-
-def _kept(value: float, of_teacher: float) -> str:
-    """Share of a teacher's score."""
-    return f"{100 * value / of_teacher:.1f} %" if of_teacher else _NONE
-
-
 def _evaluation(
     run: Run, known: Mapping[str, str], teachers: Mapping[str, Run], machines: _Machines
 ) -> list[str]:
-    f1 = run.get("metrics", "f1")
     teacher = teachers.get(run.get("model").get("teacher_digest"))
-    kept = _NONE if teacher is None else _kept(f1, teacher.get("metrics", "f1"))
     return [
         _model_name(run, known),
         run.get("model", "kind"),
         f"{run.get('model', 'parameters'):,}",
         f"{run.get('metrics', 'precision'):.2f}",
         f"{run.get('metrics', 'recall'):.2f}",
-        f"**{f1:.2f}**",
-        kept,
+        f"**{run.get('metrics', 'f1'):.2f}**",
+        kept(run.get("metrics"), None if teacher is None else teacher.get("metrics")),
         f"{run.get('seconds'):,.1f}",
         machines.name(run),
     ]
@@ -293,9 +278,8 @@ def _comparisons(loaded: Sequence[Run]) -> str:
     lines: list[str] = []
     for group in groups.values():
         if len(group) > 1:
-            first = group[0].get("data")
-            names = [str(entry["name"]) for entry in first if entry.get("role") == "dev"]
-            lines += [f"### Chosen on {_cell(_names(names) or 'unknown dev')}", ""]
+            dev = [entry for entry in group[0].get("data") if entry.get("role") == "dev"]
+            lines += [f"### Chosen on {_cell(_names(dev) or 'unknown dev')}", ""]
             lines += [*_comparison(group, loaded), ""]
     if not lines:
         return ""
@@ -319,7 +303,7 @@ def _comparison(group: Sequence[Run], loaded: Sequence[Run]) -> list[str]:
     tests: dict[tuple[str, ...], tuple[str, dict[str, float]]] = {}
     for run in loaded:
         if run.kind == "eval" and run.get("model", "digest") in {r.get("digest") for r in group}:
-            title = _names(str(entry["name"]) for entry in run.get("data"))
+            title = _names(run.get("data"))
             scores = tests.setdefault(_data_key(run), (title, {}))[1]
             scores[run.get("model", "digest")] = run.get("metrics", "f1")
     columns = ["runs", *shown, "seeds", "dev F1", *(f"F1 on {name}" for name, _ in tests.values())]
@@ -358,12 +342,12 @@ def _settings_of(run: Run) -> dict[str, str]:
     for role, entries in files.items():
         # Of many files one digest stands for all.
         digests = [str(entry["digest"])[:8] for entry in entries]
-        names = [str(entry["name"]) for entry in entries]
         if len(entries) <= _NAMED_FILES:
-            found[role] = ", ".join(f"{n} ({d})" for n, d in zip(names, digests, strict=True))
+            pairs = zip(entries, digests, strict=True)
+            found[role] = ", ".join(f"{entry['name']} ({digest})" for entry, digest in pairs)
         else:
             whole = hashlib.sha256("".join(digests).encode()).hexdigest()
-            found[role] = f"{_names(names)} ({whole[:8]})"
+            found[role] = f"{_names(entries)} ({whole[:8]})"
     return found
 
 
@@ -481,9 +465,9 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def _names(files: Iterable[str]) -> str:
-    """Names of files; of many that differ in one place, a pattern and their number."""
-    names = list(files)
+def _names(entries: Iterable[Mapping[str, Any]]) -> str:
+    """Names of data files; of many that differ in one place, a pattern and their number."""
+    names = [str(entry["name"]) for entry in entries]
     if len(names) <= _NAMED_FILES:
         return ", ".join(names)
     begin = os.path.commonprefix(names)  # noqa: RUF071 - letters are meant
