@@ -281,7 +281,10 @@ def test_commands(
         assert record["model"]["kind"] == kind
         assert record["metrics"]["texts"] == 40
     digest = json.loads((teacher / "run.json").read_text("utf-8"))["digest"]
-    assert record["model"]["digest"] == digest
+    assert (record["model"]["digest"], record["model"]["precision"]) == (digest, "float32")
+    narrow = ["eval", str(teacher), "--data", files["dev"], "--json", "--precision", "bfloat16"]
+    assert main(narrow) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["precision"] == "bfloat16"
     assert main(["eval", str(out), "--data", files["dev"], "--json", str(tmp_path / "e.json")]) == 0
     runs = [str(tmp_path / "e.json"), str(out), str(teacher)]
     page = tmp_path / "r.md"

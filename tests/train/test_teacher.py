@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from xdistil_fast.cli import main
 from xdistil_fast.train.alignment import windows_of
 from xdistil_fast.train.devices import fast_bf16
 from xdistil_fast.train.teacher import Teacher, backend_of, load_base, load_tokenizer
@@ -119,6 +120,47 @@ def test_bfloat16_is_close_and_leaves_the_weights(folder: Path, teacher: Teacher
             assert ours.dtype == np.float32
             assert not np.array_equal(ours, theirs)
             np.testing.assert_allclose(ours, theirs, atol=0.02 * float(np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_eval_asks_in_a_precision(
+    folder: Path, tmp_path: Path, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "test.conll"
+    data.write_text("mara B-PER\nleft O\noslo B-LOC\n\n", "utf-8")
+    asked: list[str] = []
+    real = Teacher.logits
+
+    def logits(self: Teacher, *args: Any, **options: Any) -> Any:
+        asked.append(self.precision)
+        return real(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Teacher, "logits", logits)
+        arguments = ["eval", str(folder), "--data", str(data), "--json", "--precision", precision]
+        assert main(arguments) == 0
+    assert set(asked) == {precision}
+    assert json.loads(capsys.readouterr().out)["model"]["precision"] == precision
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--precision", "int8"], "a teacher runs in float32 or bfloat16"),
+        (["--threads", "2"], "--threads is for students"),
+    ],
+)
+def test_eval_refuses_what_a_teacher_lacks(
+    folder: Path,
+    tmp_path: Path,
+    option: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = tmp_path / "test.conll"
+    data.write_text("mara B-PER\n\n", "utf-8")
+    assert main(["eval", str(folder), "--data", str(data), *option]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_long_sequences_are_read_in_windows(teacher: Teacher) -> None:

@@ -20,7 +20,7 @@ from xdistil_fast.commands.eval_models import (
     about_student,
     about_teacher,
     read_config,
-    refuse_options,
+    teacher_precision,
 )
 from xdistil_fast.commands.stream import add_runtime_arguments, runtime_options
 from xdistil_fast.model_io import ModelError, load_folder, resolve_model
@@ -67,7 +67,7 @@ def add_parser(subparsers: Any) -> None:
         "its type and both borders are right. Of plain tags (parts of speech) a word counts when "
         "its tag is right. Files with languages (LANG=FILE) are also scored by language. Of a text "
         "classifier accuracy, macro F1 and those of each class, on texts (JSONL with text and "
-        "label, TSV, Parquet).",
+        "label, TSV, Parquet). Teachers take --precision float32 or bfloat16.",
     )
     parser.add_argument("model", metavar="MODEL", help="student or teacher: folder, name, Hub id")
     parser.add_argument(
@@ -195,7 +195,7 @@ def load_model(name: str, options: Mapping[str, Any]) -> Model:
 
     Args:
         name: folder, embedded name or Hub id.
-        options: of `Tagger`, see `runtime_options`; none may be set for a teacher.
+        options: of `Tagger`, see `runtime_options`; of a teacher the precision alone.
 
     Raises:
         ValueError: an option that a teacher does not have, or torch is needed and missing.
@@ -204,7 +204,7 @@ def load_model(name: str, options: Mapping[str, Any]) -> Model:
     folder = resolve_model(name)
     if not _is_teacher(folder):
         return _load_student(name, folder, options)
-    refuse_options(options)
+    precision = teacher_precision(options)
     try:
         from xdistil_fast.train.teacher import Teacher
     except ImportError as error:
@@ -212,7 +212,8 @@ def load_model(name: str, options: Mapping[str, Any]) -> Model:
             f'{name} is a teacher, which needs {error.name}: pip install "xdistil-fast[train]"'
         ) from error
     # A Hub id goes on to transformers: resolve_model fetched a student's files only.
-    teacher = Teacher.from_pretrained(folder if Path(name).is_dir() else name)
+    source = folder if Path(name).is_dir() else name
+    teacher = Teacher.from_pretrained(source, precision=precision)
     return Model(about_teacher(name, teacher), teacher.labels, teacher.tag_words)
 
 

@@ -17,7 +17,7 @@ from xdistil_fast.commands.eval_models import (
     about_student,
     about_teacher,
     read_config,
-    refuse_options,
+    teacher_precision,
 )
 from xdistil_fast.model_config import TEXT_CLASSIFICATION
 from xdistil_fast.model_io import ModelError, load_folder
@@ -122,14 +122,15 @@ def _load(name: str, folder: Path, options: Mapping[str, Any]) -> _Model:
         student = Classifier(content.config, content.tensors, content.tokenizer, **options)
         about = about_student(name, content, student)
         return _Model(about, student.labels, lambda texts: classify_all(student, texts))
-    refuse_options(options)
+    precision = teacher_precision(options)
     try:
         from xdistil_fast.train.document_teacher import DocumentTeacher
     except ImportError as error:
         raise ValueError(
             f'{name} is a teacher, which needs {error.name}: pip install "xdistil-fast[train]"'
         ) from error
-    teacher = DocumentTeacher.from_pretrained(folder if Path(name).is_dir() else name)
+    source = folder if Path(name).is_dir() else name
+    teacher = DocumentTeacher.from_pretrained(source, precision=precision)
     return _Model(about_teacher(name, teacher), teacher.labels, teacher.classify)
 
 

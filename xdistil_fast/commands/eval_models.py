@@ -50,16 +50,26 @@ def about_teacher(name: str, teacher: Teacher) -> dict[str, Any]:
         "digest": teacher.digest(),
         "kind": "teacher",
         "parameters": teacher.parameters,
+        "precision": teacher.precision,
     }
 
 
-def refuse_options(options: Mapping[str, Any]) -> None:
-    """Refuses a student's options for a teacher.
+def teacher_precision(options: Mapping[str, Any]) -> str:
+    """The precision that a teacher is asked in; other options are a student's.
+
+    Args:
+        options: see `runtime_options`.
 
     Raises:
-        ValueError: one is set.
+        ValueError: one is set that a teacher does not have.
     """
     for option, value in options.items():
-        if value:
+        if value and option != "precision":
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} is for students; a teacher runs as torch runs it")
+    precision: str = options.get("precision") or "float32"
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(
+            f"--precision {precision} is for students; a teacher runs in float32 or bfloat16"
+        )
+    return precision
