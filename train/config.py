@@ -19,12 +19,11 @@ PathLike: TypeAlias = "str | Path"
 
 TASKS = ("tagging", "classification")
 DEVICES = ("auto", "cpu", "cuda")
-TEACHER_PRECISIONS = ("auto", "float32", "bfloat16")
 HEADS = ("softmax", "crf")
 _POOLING = "max"
 DECAYS = ("cosine", "linear")
 STORED = ("float32", "float16")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16")
 LOGIT_LOSSES = ("mse", "kl", "marginals", "hard")
 REPRESENTATION_LOSSES = ("mse", "cosine", "kld")
 EMBEDDING_STARTS = ("svd", "random")
@@ -70,8 +69,9 @@ class DistillConfig:
         decay: how it falls to 0 afterwards, ``cosine`` or ``linear``.
         dropout: share of embedding and BiLSTM output elements set to 0 in training.
         clip: largest norm of the gradient of all parameters; 0 for no limit.
-        precision: what the BiLSTM's products take in training: ``float32``, or ``bfloat16`` on a
-            processor that multiplies it; weights, gradients and states are float32 in both.
+        precision: what the BiLSTM's products take in training: ``float32``, ``bfloat16`` on a
+            processor that multiplies it, or ``auto``: the latter where it is to be had; weights,
+            gradients and states are float32 in all.
         hard_weight: factor of the loss on labels.
         soft_weight: factor of the loss on the teacher's logits.
         logit_loss: how logits are compared: ``mse``, ``kl`` of their softmax, ``marginals``, kl of
@@ -138,7 +138,7 @@ class DistillConfig:
     decay: str = "cosine"
     dropout: float = 0.1
     clip: float = 5.0
-    precision: str = "float32"
+    precision: str = "auto"
     hard_weight: float = 1.0
     soft_weight: float = 1.0
     logit_loss: str = "mse"
@@ -195,7 +195,7 @@ class DistillConfig:
             object.__setattr__(self, "label_map", dict(self.label_map))
         parse_size(self.student)
         _one_of("device", self.device, DEVICES)
-        _one_of("teacher_precision", self.teacher_precision, TEACHER_PRECISIONS)
+        _one_of("teacher_precision", self.teacher_precision, PRECISIONS)
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("head", self.head, HEADS)
         _one_of("pieces", self.pieces, ("all", "first"))
@@ -207,7 +207,7 @@ class DistillConfig:
         if self.precision == "bfloat16" and not _core.multiplies_bfloat16():
             raise ValueError(
                 "precision is 'bfloat16', which the instruction set in use, "
-                f"{_core.active_isa()}, does not multiply; allowed: 'float32'"
+                f"{_core.active_isa()}, does not multiply; allowed: 'auto', 'float32'"
             )
         _at_least("epochs", self.epochs, 1)
         if self.patience is not None:

@@ -77,6 +77,7 @@ def _distill(
     config: DistillConfig, command: Sequence[str], ranks: distributed.Ranks
 ) -> dict[str, Any]:
     device = student_device(config.device)
+    config = _with_precision(config, device)
     out = Path(config.output)
     checkpoint.check_output(out)
     from_file = config.embeddings not in EMBEDDING_STARTS
@@ -121,6 +122,23 @@ def _distill(
         _finish(trainer, task, out, key, teacher, vocabulary, data, cache_key, command)
     ranks.wait()
     return runs.read_run(out)
+
+
+def _with_precision(config: DistillConfig, device: torch.device) -> DistillConfig:
+    """Settings with the precision that ``auto`` stands for there.
+
+    Raises:
+        ValueError: bfloat16 is asked for on a GPU, where students are trained in float32.
+    """
+    if device.type == "cuda" and config.precision == "bfloat16":
+        raise ValueError(
+            "precision is 'bfloat16' and device is 'cuda', where students are trained in float32; "
+            "allowed: 'auto', 'float32'"
+        )
+    if config.precision != "auto":
+        return config
+    narrow = device.type == "cpu" and _core.multiplies_bfloat16()
+    return dataclasses.replace(config, precision="bfloat16" if narrow else "float32")
 
 
 class TaggingJob:

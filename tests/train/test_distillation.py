@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from xdistil_fast import _core
 from xdistil_fast.model_io import load_folder
@@ -292,11 +293,34 @@ def test_training_in_bfloat16(inputs: dict[str, Any], tmp_path: Path) -> None:
     assert (weights.view(np.uint32) & 0xFFFF).any()
 
 
+def test_bfloat16_is_the_default_where_it_is_multiplied(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "bfloat16" if _core.multiplies_bfloat16() else "float32"
+    record = distill(make_config(inputs, tmp_path / "s", epochs=1))
+    assert record["settings"]["precision"] == own
+    # Said or found out, it is the same run.
+    assert distill(make_config(inputs, tmp_path / "s", epochs=1, precision=own)) == record
+    monkeypatch.setattr(_core, "multiplies_bfloat16", lambda: False)
+    record = distill(make_config(inputs, tmp_path / "t", epochs=1))
+    assert record["settings"]["precision"] == "float32"
+
+
+def test_bfloat16_is_refused_on_a_gpu(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_core, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(module, "student_device", lambda device: torch.device("cuda", 0))
+    with pytest.raises(ValueError, match="precision is 'bfloat16' and device is 'cuda'"):
+        distill(make_config(inputs, tmp_path / "s", precision="bfloat16"))
+    assert not list(tmp_path.glob("s*"))
+
+
 def test_bfloat16_is_refused_where_nothing_multiplies_it(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_core, "multiplies_bfloat16", lambda: False)
-    with pytest.raises(ValueError, match=r"precision is 'bfloat16', which .*allowed: 'float32'"):
+    with pytest.raises(ValueError, match=r"precision is 'bfloat16', which .*allowed: 'auto', "):
         make_config(inputs, tmp_path / "s", precision="bfloat16")
 
 

@@ -362,7 +362,7 @@ def test_stages_on_part_of_the_text(
         ({"schedule": "d4.1", "soft_weight": 0.0}, "stage 'logits': nothing to train on"),
         ({"patience": -1}, "patience is -1"),
         ({"decay": "step"}, "decay is 'step'; allowed: 'cosine', 'linear'"),
-        ({"precision": "int8"}, "precision is 'int8'; allowed: 'float32', 'bfloat16'"),
+        ({"precision": "int8"}, "precision is 'int8'; allowed: 'auto', 'float32', 'bfloat16'"),
         ({"logit_loss": "l1"}, "logit_loss is 'l1'"),
         ({"logit_loss": "marginals"}, "only a CRF has them"),
         ({"temperature": 2.0}, "logit_loss is 'mse', which has none"),

@@ -22,7 +22,6 @@ from xdistil_fast.train.config import (
     REPRESENTATION_LOSSES,
     STORED,
     TASKS,
-    TEACHER_PRECISIONS,
     DistillConfig,
 )
 from xdistil_fast.train.distillation import distill
@@ -98,7 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--clip", float, "largest gradient norm, 0 for none")
     _add(
         parser, "--precision", str,
-        "what the BiLSTM's products take in training; bfloat16 needs AVX-512 BF16",
+        "what the BiLSTM's products take in training; auto: bfloat16 where the processor "
+        "multiplies it (AVX-512 BF16)",
         choices=PRECISIONS,
     )  # fmt: skip
     _add(parser, "--hard-weight", float, "factor of the loss on labels")
@@ -168,7 +168,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "--teacher-precision", str,
         "the teacher labels in float32, in bfloat16, or auto: in bfloat16 where there are "
         "instructions for it, which halves the time",
-        choices=TEACHER_PRECISIONS,
+        choices=PRECISIONS,
     )  # fmt: skip
     _add(parser, "--checkpoint-minutes", float, "time between checkpoints")
     _add(parser, "--seed", int, "of start values, shuffles and dropout")
