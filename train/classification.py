@@ -30,7 +30,7 @@ from xdistil_fast.train.document_cache import DocumentCache, LabelledTexts, buil
 from xdistil_fast.train.document_teacher import DocumentTeacher
 from xdistil_fast.train.documents import Documents, read_documents
 from xdistil_fast.train.label_maps import check_label_map
-from xdistil_fast.train.representation import kept_components
+from xdistil_fast.train.representation import COMPONENTS, kept_components
 from xdistil_fast.train.student import Dropout, FloatArray, Student
 from xdistil_fast.train.tagging import REPRESENTATION_LOSSES
 from xdistil_fast.train.vocabulary import Vocabulary
@@ -101,7 +101,7 @@ class Classification:
             representation_width: R of the cache's representations; 0 where it has none.
         """
         self.config, self.labels, self.vocabulary = config, list(labels), vocabulary
-        self.representation_width = representation_width
+        self.projection_width = representation_width or (COMPONENTS if config.projected else 0)
         self.tokenizer = vocabulary.tokenizer()
         self.dev_texts = [text for documents in dev for text in documents.texts]
         self.dev_labels = [label for documents in dev for label in documents.labels]
@@ -114,7 +114,8 @@ class Classification:
             parse_size(config.student)[1],
             len(self.labels),
             pooling=config.pooling,
-            projection_size=self.representation_width,
+            projection_size=self.projection_width,
+            projected=config.projected,
             dropout=config.dropout,
             precision=config.precision,
             seed=config.seed,
@@ -135,7 +136,7 @@ class Classification:
         states = self.student.encode(on_device(ids), on_device(offsets), generator)
         found = {}
         if {"hard", "soft"} & set(wanted):
-            emissions = self.student.output(states)
+            emissions = self.student.emissions(states)
         if "hard" in wanted:
             found["hard"] = losses.hard_loss(emissions, on_device(batch.targets))
         if "soft" in wanted:
@@ -169,6 +170,7 @@ class Classification:
             vocab_size=len(self.vocabulary),
             embedding_size=embedding_size,
             hidden_size=hidden_size,
+            projection_size=self.projection_width if self.config.projected else 0,
             task=TEXT_CLASSIFICATION,
             pooling=self.config.pooling,
             **more,

@@ -58,6 +58,8 @@ class DistillConfig:
         pooling: of a text's states: ``max``, ``mean`` or ``last``; for ``classification``.
         student: ``"ExH"``: embedding size and hidden size of each direction.
         head: ``softmax`` or ``crf``.
+        projected: whether the output layer reads a projection of the states, with GELU: the one
+            that learns the teacher's hidden states, as wide as these are kept.
         schedule: the recipe, a name of :data:`~xdistil_fast.train.schedules.SCHEDULES`; None for
             the best measured, ``d4.1`` for tagging and ``joint-labels`` for classification.
         epochs: passes over the text of each fit of the schedule, at most.
@@ -129,6 +131,7 @@ class DistillConfig:
     pooling: str = _POOLING
     student: str = "100x200"
     head: str = "softmax"
+    projected: bool = False
     schedule: str | None = None
     epochs: int = 4
     patience: int | None = None

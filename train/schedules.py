@@ -14,9 +14,9 @@ and Table 3). Where ours differ:
 * Logits and labels share one output layer. The paper's students get a new softmax layer for the
   stage on labels; ours start it from the layer that matches the logits, whose softmax is the
   teacher's own answer already, so that dev F1 goes on where it was.
-* Our output layer sits on the BiLSTM, as the paper's text has it, not on the projection, as its
-  code has it. So the projection serves the representation alone, other stages do not unfreeze it,
-  and D4.2 is 1 + 3 + 3 fits where the paper's is 1 + 4 + 4.
+* Our output layer sits on the BiLSTM, as the paper's text has it. So the projection serves the
+  representation alone, other stages do not unfreeze it, and D4.2 is 1 + 3 + 3 fits. Where a student
+  is ``projected``, it sits on the projection, as in the paper's code, and they are 1 + 4 + 4.
 * An epoch is chosen by the score on dev where the output layer is trained; the paper goes by the
   loss on a tenth of the data, as we do where the representation alone is trained.
 * ``joint-labels`` and ``logits-labels`` are ours: D1, or its logits alone, and then the labels, as
@@ -93,13 +93,18 @@ class Fit:
     groups: tuple[str, ...] = field(default=GROUPS)
 
 
-def layers_of(losses: Collection[str]) -> set[str]:
-    """Layers of :data:`GROUPS` that losses of :data:`LOSSES` depend on."""
+def layers_of(losses: Collection[str], projected: bool = False) -> set[str]:
+    """Layers of :data:`GROUPS` that losses depend on.
+
+    Args:
+        losses: of :data:`LOSSES`.
+        projected: whether the output layer reads the projection.
+    """
     found = {"bilstm", "embedding"}
     if "representation" in losses:
         found.add("projection")
     if {"hard", "soft"} & set(losses):
-        found.add("output")
+        found |= {"output", "projection"} if projected else {"output"}
     return found
 
 

@@ -39,8 +39,10 @@ class Student(torch.nn.Module):
         hidden_size: H of each direction.
         num_labels: C.
         head: ``softmax``, or ``crf`` for transition scores on top.
-        projection_size: R, width of the projection that is trained on the teacher's hidden states
-            and not served; 0 for none.
+        projection_size: R, width of the projection that is trained on the teacher's hidden states;
+            0 for none.
+        projected: whether the output layer reads the GELU of the projection, and not the states;
+            the projection is then served.
         dropout: share of embedding and BiLSTM output elements dropped in training.
         precision: ``float32``, or ``bfloat16`` for what the BiLSTM's products take.
         seed: of all other start values.
@@ -54,11 +56,14 @@ class Student(torch.nn.Module):
         *,
         head: str = "softmax",
         projection_size: int = 0,
+        projected: bool = False,
         dropout: float = 0.0,
         precision: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__()
+        assert projection_size or not projected
+        self.projected = projected
         self.dropout = dropout
         self.precision = precision
         with torch.random.fork_rng(devices=[]):
@@ -66,7 +71,7 @@ class Student(torch.nn.Module):
             table = torch.from_numpy(np.array(embeddings, np.float32))
             self.embedding = torch.nn.Embedding(len(table), table.shape[1], _weight=table)
             self.bilstm = nn.BiLSTM(embeddings.shape[1], hidden_size)
-            self.output = nn.Linear(2 * hidden_size, num_labels)
+            self.output = nn.Linear(projection_size if projected else 2 * hidden_size, num_labels)
             self.crf = nn.CRF(num_labels) if head == "crf" else None
             # Last, so that all other start values are the same with it and without.
             self.projection = (
@@ -75,11 +80,18 @@ class Student(torch.nn.Module):
 
     def forward(self, ids: Tensor, cu_seqlens: Tensor, generator: Dropout | None = None) -> Tensor:
         """Emissions of a batch, [P, C]; the arguments are those of :meth:`encode`."""
-        emissions: Tensor = self.output(self.encode(ids, cu_seqlens, generator))
+        return self.emissions(self.encode(ids, cu_seqlens, generator))
+
+    def emissions(self, states: Tensor) -> Tensor:
+        """Emissions of states [n, 2H], [n, C]."""
+        if self.projected:
+            assert self.projection is not None
+            states = torch.nn.functional.gelu(self.projection(states), approximate="tanh")
+        emissions: Tensor = self.output(states)
         return emissions
 
     def encode(self, ids: Tensor, cu_seqlens: Tensor, generator: Dropout | None = None) -> Tensor:
-        """States of the BiLSTM, which ``output`` and ``projection`` read.
+        """States of the BiLSTM, which ``emissions`` and ``projection`` read.
 
         Args:
             ids: [P] int32 pieces.
@@ -169,15 +181,20 @@ def student_device(device: str) -> torch.device:
     return torch.device("cuda", number)
 
 
-def stored_tensors(tensors: Mapping[str, FloatArray], table_dtype: str) -> dict[str, Any]:
-    """Weights as they are stored and served: without the projection.
+def stored_tensors(
+    tensors: Mapping[str, FloatArray], table_dtype: str, projected: bool
+) -> dict[str, Any]:
+    """Weights as they are stored and served: without a projection that no output layer reads.
 
     Args:
         tensors: of :meth:`Student.tensors`.
         table_dtype: of the embedding table, ``float32`` or ``float16``.
+        projected: as for :class:`Student`.
     """
     served: dict[str, Any] = {
-        name: value for name, value in tensors.items() if not name.startswith("projection.")
+        name: value
+        for name, value in tensors.items()
+        if projected or not name.startswith("projection.")
     }
     return {**served, "embedding.weight": tensors["embedding.weight"].astype(table_dtype)}
 

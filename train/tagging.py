@@ -20,6 +20,7 @@ from xdistil_fast.train.cache import Batch
 from xdistil_fast.train.config import DistillConfig, parse_size
 from xdistil_fast.train.corpora import Corpus
 from xdistil_fast.train.languages import language_report, languages_of, score_languages
+from xdistil_fast.train.representation import COMPONENTS
 from xdistil_fast.train.student import Dropout, FloatArray, Student, tag_words
 from xdistil_fast.train.teacher import Teacher
 from xdistil_fast.train.vocabulary import Vocabulary
@@ -61,7 +62,7 @@ class Tagging:
             representation_width: R of the cache's representations; 0 where it has none.
         """
         self.config, self.labels, self.vocabulary = config, list(labels), vocabulary
-        self.representation_width = representation_width
+        self.projection_width = representation_width or (COMPONENTS if config.projected else 0)
         self.inside = inside_of(self.labels)
         self.scheme = scheme_of(self.labels)
         self.dev_languages = languages_of(dev)
@@ -79,7 +80,8 @@ class Tagging:
             parse_size(config.student)[1],
             len(self.labels),
             head=config.head,
-            projection_size=self.representation_width,
+            projection_size=self.projection_width,
+            projected=config.projected,
             dropout=config.dropout,
             precision=config.precision,
             seed=config.seed,
@@ -101,7 +103,7 @@ class Tagging:
         states = self.student.encode(on_device(own.ids), offsets, generator)
         found = {}
         if {"hard", "soft"} & set(wanted):
-            emissions = self.student.output(states)
+            emissions = self.student.emissions(states)
         if "hard" in wanted:
             found["hard"] = self._label_loss(emissions, on_device(own.targets), offsets)
         if "soft" in wanted:
@@ -192,6 +194,7 @@ class Tagging:
             vocab_size=len(self.vocabulary),
             embedding_size=embedding_size,
             hidden_size=hidden_size,
+            projection_size=self.projection_width if self.config.projected else 0,
             head=self.config.head,
             **more,
         )

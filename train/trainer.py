@@ -120,7 +120,7 @@ class Trainer:
         self.fits = [
             fit
             for stage in config.stages
-            for fit in fits_of(stage, layers_of(config.weights(stage)))
+            for fit in fits_of(stage, layers_of(config.weights(stage), config.projected))
         ]
         self.labelled = cache.labelled
         self.sentences = [self._split(fit.stage) for fit in self.fits]
@@ -367,7 +367,7 @@ class Trainer:
 
     def stored(self, tensors: Mapping[str, FloatArray]) -> dict[str, npt.NDArray[Any]]:
         """Weights as the student's folder holds them; see :func:`student.stored_tensors`."""
-        return stored_tensors(tensors, self.config.embedding_dtype)
+        return stored_tensors(tensors, self.config.embedding_dtype, self.config.projected)
 
     def _share(self, batch: Batch) -> int:
         """The weight of this rank's part; what it is means nothing to one rank alone."""

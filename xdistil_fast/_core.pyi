@@ -69,7 +69,8 @@ _Matrix = npt.NDArray[np.float32] | tuple[npt.NDArray[np.int8], npt.NDArray[np.f
 class StudentWeights(metaclass=_pybind11_type):
     # bilstm: w_ih [4H, E], w_hh [4H, H] (a _Matrix), bias [4H], then those of the reverse;
     # output: weight [C, 2H] (a _Matrix), bias [C]; table_ids: whose rows of the table are kept;
-    # pooling: None scores every piece, "max", "mean" or "last" every text.
+    # pooling: None scores every piece, "max", "mean" or "last" every text; projection: weight
+    # [R, 2H] (a _Matrix), bias [R]; the output layer, [C, R], then reads its GELU.
     def __init__(
         self,
         precision: str,
@@ -79,6 +80,7 @@ class StudentWeights(metaclass=_pybind11_type):
         table_ids: _Ints,
         threads: int = 0,
         pooling: str | None = None,
+        projection: tuple[_Matrix, npt.NDArray[np.float32]] | None = None,
     ) -> None: ...
     @property
     def precision(self) -> str: ...
@@ -113,6 +115,9 @@ def quantize_rows(
     out: npt.NDArray[np.int8],
     scales: npt.NDArray[np.float32],
 ) -> None: ...
+
+# Values [n] to their GELU, in its tanh form.
+def gelu(values: _Floats) -> None: ...
 
 # Whether bytes are such as `quantize_rows` makes: no kernel's sums overflow.
 def valid_int8_rows(weight: npt.NDArray[np.int8]) -> bool: ...

@@ -180,17 +180,21 @@ class CudaStudent(Student):
 
         self._input = kept(_interleave(*(as_floats(tensors, name[0]) for name in names)))
         self._bias = kept(_interleave(*biases))
-        self._output_bias = kept(np.asarray(tensors["output.bias"]))
+        # The layer over hidden states, and after a projection the output layer.
+        layers = ["projection", "output"] if self.config.projection_size else ["output"]
+        self._layer_biases = [kept(np.asarray(tensors[f"{name}.bias"])) for name in layers]
+        matrices = [as_floats(tensors, f"{name}.weight") for name in layers]
         self._scales: Any = None
         if in_bytes:
-            levels, scales = as_bytes(tensors, "output.weight")
-            self._output = kept(levels * (scales[:, None] / _HIDDEN_LEVELS))
+            levels_of_layers = [as_bytes(tensors, f"{name}.weight") for name in layers]
+            matrices = [levels * scales[:, None] for levels, scales in levels_of_layers]
+            matrices[0] /= _HIDDEN_LEVELS
             weights = [as_bytes(tensors, name[1]) for name in names]
             self._scales = kept(_interleave(*(scales / _HIDDEN_LEVELS for _, scales in weights)))
             forward, reverse = (kept(levels, np.int8) for levels, _ in weights)
         else:
-            self._output = kept(as_floats(tensors, "output.weight"))
             forward, reverse = (kept(as_floats(tensors, name[1])) for name in names)
+        self._layers = [kept(matrix) for matrix in matrices]
         elements = extension.lstm_packed_size(self.precision, False, hidden)
         self._packed = extension.Memory(elements * _STATE_NBYTES[self.precision], self._number)
         extension.lstm_pack(
@@ -210,7 +214,7 @@ class CudaStudent(Student):
         self._bounds, self._divisors, self._states, self._of_windows, self._of_texts = (
             _Buffer(self._number) for _ in range(5)
         )
-        self._logits = _Buffer(self._number)
+        self._projected, self._logits = _Buffer(self._number), _Buffer(self._number)
         self._table: Any = None
         self.table_rows = 0
         vocab_size = self.config.vocab_size
@@ -369,20 +373,34 @@ class CudaStudent(Student):
     def _apply_output(self, states: int, kind: str, out: Floats) -> None:
         """Writes the scores [n, C] of states [n, 2H] of a type."""
         logits = self._logits.of(out.nbytes)
+        rows, columns, width = len(out), out.shape[1], self.config.projection_size
+        if width:
+            projected = self._projected.of(max(rows * width * _FLOAT, 16)).address
+            self._apply_layer(
+                0, kind, (rows, width, 2 * self.config.hidden_size), states, projected
+            )
+            self._apply_layer(1, "float32", (rows, columns, width), projected, logits.address)
+        else:
+            sizes = (rows, columns, 2 * self.config.hidden_size)
+            self._apply_layer(0, kind, sizes, states, logits.address)
+        logits.read(out)
+
+    def _apply_layer(
+        self, layer: int, kind: str, sizes: tuple[int, int, int], x: int, out: int
+    ) -> None:
+        """Writes [rows, N] of x [rows, K] of a type; of all layers but the last its GELU."""
         _backend.cuda().linear(
             kind,
             "float32",
-            len(out),
-            out.shape[1],
-            2 * self.config.hidden_size,
-            states,
-            self._output.address,
-            self._output_bias.address,
-            logits.address,
+            *sizes,
+            x,
+            self._layers[layer].address,
+            self._layer_biases[layer].address,
+            out,
             self._number,
             _STREAM,
+            layer + 1 < len(self._layers),
         )
-        logits.read(out)
 
     @property
     def table_nbytes(self) -> int:
@@ -392,6 +410,6 @@ class CudaStudent(Student):
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weights, without the input table, on the device."""
-        parts = [self._packed, self._input, self._bias, self._output, self._output_bias]
+        parts = [self._packed, self._input, self._bias, *self._layers, *self._layer_biases]
         parts += [] if self._scales is None else [self._scales]
         return sum(int(part.nbytes) for part in parts)

@@ -28,7 +28,12 @@ CRF_TENSORS = ("crf.start_transitions", "crf.end_transitions", "crf.transitions"
 
 # Matrices that a folder of precision "int8" stores as bytes, each with `scales_name` beside it, and
 # those of them that kernels multiply as bytes.
-MULTIPLIED_AS_BYTES = ("bilstm.weight_hh_l0", "bilstm.weight_hh_l0_reverse", "output.weight")
+MULTIPLIED_AS_BYTES = (
+    "bilstm.weight_hh_l0",
+    "bilstm.weight_hh_l0_reverse",
+    "projection.weight",
+    "output.weight",
+)
 QUANTIZED = (
     "embedding.weight",
     "bilstm.weight_ih_l0",
@@ -41,10 +46,12 @@ _MAX = {
     "vocab_size": 10_000_000,
     "embedding_size": 16_384,
     "hidden_size": 16_384,
+    "projection_size": 16_384,
     "window": 1_000_000,
     "stride": 1_000_000,
 }
 _MAX_LABELS = 1_024
+_OPTIONAL = ("pooling", "projection_size")
 
 
 class ModelError(ValueError):
@@ -68,6 +75,8 @@ class ModelConfig:
             precision) or "int8". Says also how the student runs unless told otherwise.
         task: "token-classification" or "text-classification".
         pooling: "max", "mean" or "last" of a text classifier, else None, and then not in the file.
+        projection_size: R, width of a projection of the hidden states whose GELU the output layer
+            reads; 0, and then not in the file, where it reads the states themselves.
         lineage: where the model came from (teacher, data digests, seed, command); free.
         metrics: what was measured on it; free.
         library_version: version that wrote the folder.
@@ -87,6 +96,7 @@ class ModelConfig:
     precision: str = "float32"
     task: str = TOKEN_CLASSIFICATION
     pooling: str | None = None
+    projection_size: int = 0
     lineage: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     library_version: str = __version__
@@ -106,6 +116,8 @@ class ModelConfig:
         values = asdict(self)
         if self.pooling is None:
             del values["pooling"]
+        if not self.projection_size:
+            del values["projection_size"]
         try:
             text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=2)
         except (TypeError, ValueError) as error:
@@ -122,12 +134,19 @@ class ModelConfig:
             shapes[f"bilstm.weight_hh_l0{suffix}"] = (rows, hidden)
             shapes[f"bilstm.bias_ih_l0{suffix}"] = (rows,)
             shapes[f"bilstm.bias_hh_l0{suffix}"] = (rows,)
-        shapes["output.weight"] = (tags, 2 * hidden)
+        width = 2 * hidden
+        if self.projection_size:
+            shapes["projection.weight"] = (self.projection_size, width)
+            shapes["projection.bias"] = (self.projection_size,)
+            width = self.projection_size
+        shapes["output.weight"] = (tags, width)
         shapes["output.bias"] = (tags,)
         if self.head == "crf":
             shapes.update(zip(CRF_TENSORS, ((tags,), (tags,), (tags, tags)), strict=True))
         if self.precision == "int8":
-            shapes.update({scales_name(name): shapes[name][:1] for name in QUANTIZED})
+            shapes.update(
+                {scales_name(name): shapes[name][:1] for name in QUANTIZED if name in shapes}
+            )
         return shapes
 
 
@@ -165,7 +184,7 @@ def parse_config(text: str, where: str | os.PathLike[str] = CONFIG_FILE) -> Mode
     known = [item.name for item in fields(ModelConfig)]
     if unknown := sorted(set(raw) - set(known)):
         fail(where, f"unknown key {show(unknown[0])}; allowed are {', '.join(known)}")
-    if missing := [name for name in known if name not in raw and name != "pooling"]:
+    if missing := [name for name in known if name not in raw and name not in _OPTIONAL]:
         fail(where, f"key {missing[0]!r} is missing")
     try:
         return ModelConfig(**raw)
@@ -239,7 +258,7 @@ def _check_values(config: ModelConfig) -> None:
         raise ModelError(str(error)) from None
     for name, largest in _MAX.items():
         value = getattr(config, name)
-        smallest = 0 if name == "stride" else 1
+        smallest = 0 if name in ("projection_size", "stride") else 1
         if type(value) is not int or not smallest <= value <= largest:
             raise ModelError(
                 f"{name} is {show(value)}; it must be an integer from {smallest} to {largest}"

@@ -65,6 +65,9 @@ def _pack(
             weight(tensors, f"bilstm.weight_hh_l0{suffix}"),
             bias,
         ]
+    projection = None
+    if config.projection_size:
+        projection = (weight(tensors, "projection.weight"), tensors["projection.bias"])
     return _core.StudentWeights(
         precision,
         as_floats(tensors, "embedding.weight"),
@@ -73,6 +76,7 @@ def _pack(
         np.arange(table_rows, dtype=np.int32),
         threads,
         config.pooling,
+        projection,
     )
 
 

@@ -399,7 +399,7 @@ void register_rows(py::module_& m) {
       "linear",
       [](const std::string& input_type, const std::string& output_type, int64_t rows, int64_t N,
          int64_t K, uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t out, int device,
-         uintptr_t stream) {
+         uintptr_t stream, bool gelu) {
         const bool small = input_type == "bfloat16" || input_type == "int8";
         XDF_CHECK((output_type == "float32" && (small || input_type == "float32")) ||
                       (output_type == "float16" && input_type == "float32"),
@@ -412,10 +412,10 @@ void register_rows(py::module_& m) {
                output_type == "float16", size_of(rows, "rows"), size_of(N, "N", 1),
                size_of(K, "K", 1), static_cast<const void*>(address(x, "x")),
                address(weight, "weight"), address(bias, "bias"),
-               static_cast<void*>(address(out, "out")), {device, stream});
+               static_cast<void*>(address(out, "out")), gelu, {device, stream});
       },
       "input_type"_a, "output_type"_a, "rows"_a, "N"_a, "K"_a, "x"_a, "weight"_a, "bias"_a, "out"_a,
-      "device"_a, "stream"_a);
+      "device"_a, "stream"_a, "gelu"_a = false);
   m.def(
       "embedding_grad",
       [](bool is_double, int64_t positions, int64_t rows, int64_t E, uintptr_t ids, uintptr_t order,

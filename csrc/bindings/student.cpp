@@ -11,6 +11,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/register.h"
+#include "cpu/dispatch.h"
 
 namespace xdf {
 namespace {
@@ -85,10 +86,37 @@ struct DirectionArrays {
   In<float> bias;
 };
 
+// Weight [N, K], as of Matrix, and bias [N] of a layer.
+struct LayerArrays {
+  LayerArrays(const py::sequence& arrays, const std::string& name, int64_t K, Precision precision)
+      : bias(second(arrays, name), (name + " bias").c_str(), {kAny}),
+        weight(arrays[0], (name + " weight").c_str(), checked_rows(name), K, precision),
+        layer{static_cast<int>(rows()), weight.float_data(), weight.int8_data(),
+              weight.scales_data(), bias.data()} {}
+  int64_t rows() const { return bias.dim(0); }
+
+  In<float> bias;
+  Matrix weight;
+  StudentWeights::Layer layer;
+
+ private:
+  static py::object second(const py::sequence& arrays, const std::string& name) {
+    XDF_CHECK(py::len(arrays) == 2, name, ": got ", py::len(arrays),
+              " arrays, must be 2: weight, bias");
+    return arrays[1];
+  }
+  int64_t checked_rows(const std::string& name) const {
+    XDF_CHECK(rows() > 0 && rows() <= kMaxSize, name, " bias: has ", rows(),
+              " values, must be 1 to ", kMaxSize);
+    return rows();
+  }
+};
+
 PyStudentWeights make(const std::string& precision_name, const py::object& embedding,
                       const py::sequence& bilstm, const py::sequence& output,
                       const py::object& table_ids, int threads,
-                      const std::optional<std::string>& pooling_name) {
+                      const std::optional<std::string>& pooling_name,
+                      const std::optional<py::sequence>& projection) {
   checked_threads(threads);
   const Precision precision = precision_of(precision_name);
   const Pooling pooling = pooling_of(pooling_name);
@@ -102,12 +130,9 @@ PyStudentWeights make(const std::string& precision_name, const py::object& embed
   XDF_CHECK(H > 0 && gates % 4 == 0 && H <= kMaxSize, "w_ih: has ", gates,
             " rows, must be 4 * hidden_size with hidden_size from 1 to ", kMaxSize);
   const DirectionArrays forward(bilstm, 0, H, E, precision), reverse(bilstm, 3, H, E, precision);
-  XDF_CHECK(py::len(output) == 2, "output: got ", py::len(output),
-            " arrays, must be 2: weight, bias");
-  const In<float> bias(output[1], "output bias", {kAny});
-  const int64_t C = bias.dim(0);
-  XDF_CHECK(C > 0 && C <= kMaxSize, "output bias: has ", C, " values, must be 1 to ", kMaxSize);
-  const Matrix weight(output[0], "output weight", C, 2 * H, precision);
+  std::optional<LayerArrays> projected;
+  if (projection) projected.emplace(*projection, "projection", 2 * H, precision);
+  const LayerArrays scored(output, "output", projected ? projected->rows() : 2 * H, precision);
   const In<int32_t> ids(table_ids, "table_ids", {kAny});
   check_ids(ids, "table_ids", V);
   std::vector<bool> seen(static_cast<size_t>(V));
@@ -120,10 +145,8 @@ PyStudentWeights make(const std::string& precision_name, const py::object& embed
   const py::gil_scoped_release release;
   made.weights = std::make_shared<const StudentWeights>(
       precision, TokenBiLstm::Sizes{static_cast<int>(V), static_cast<int>(E), static_cast<int>(H)},
-      table.data(), forward.view(), reverse.view(),
-      StudentWeights::Output{static_cast<int>(C), weight.float_data(), weight.int8_data(),
-                             weight.scales_data(), bias.data()},
-      pooling, ids.data(), ids.dim(0), threads);
+      table.data(), forward.view(), reverse.view(), projected ? &projected->layer : nullptr,
+      scored.layer, pooling, ids.data(), ids.dim(0), threads);
   return made;
 }
 
@@ -197,6 +220,16 @@ void quantize(const py::object& weight, const py::object& out, const py::object&
   quantize_rows(in.data(), N, static_cast<int>(K), out_data, scales_data);
 }
 
+void gelu(const py::object& values) {
+  dispatch_real(values, "values", [&](auto zero) {
+    using T = decltype(zero);
+    Out<T> out(values, "values", {kAny});
+    T* data = out.data();
+    const py::gil_scoped_release release;
+    kernels<T>().gelu(data, out.dim(0));
+  });
+}
+
 bool valid_rows(const py::object& weight) {
   const In<int8_t> in(weight, "weight", {kAny, kAny});
   XDF_CHECK(in.dim(1) <= 2 * kMaxSize, "weight: has ", in.dim(1), " columns, must be at most ",
@@ -211,7 +244,7 @@ void register_student(py::module_& m) {
   using namespace py::literals;
   py::class_<PyStudentWeights>(m, "StudentWeights")
       .def(py::init(&make), "precision"_a, "embedding"_a, "bilstm"_a, "output"_a, "table_ids"_a,
-           "threads"_a = 0, "pooling"_a = py::none())
+           "threads"_a = 0, "pooling"_a = py::none(), "projection"_a = py::none())
       .def_property_readonly(
           "precision",
           [](const PyStudentWeights& w) { return name_of(w.weights->bilstm().precision()); })
@@ -232,6 +265,7 @@ void register_student(py::module_& m) {
   m.def("student_class_scores", &class_scores, "weights"_a, "ids"_a, "cu_seqlens"_a, "out"_a,
         "cu_windows"_a = py::none(), "cores"_a = py::none(), "threads"_a = 0);
   m.def("quantize_rows", &quantize, "weight"_a, "out"_a, "scales"_a);
+  m.def("gelu", &gelu, "values"_a);
   m.def("valid_int8_rows", &valid_rows, "weight"_a);
 }
 

@@ -2,6 +2,7 @@
 #include "xdf/kernels.h"
 
 #include "cpu/crf_grad-inl.h"
+#include "cpu/gelu-inl.h"
 #include "cpu/half-inl.h"
 #include "cpu/linear_int8-inl.h"
 #include "cpu/lstm-inl.h"
@@ -27,6 +28,7 @@ const KernelTable<float> table_float = {
     viterbi_prepare<float>,
     viterbi<float>,
     softmax<float>,
+    gelu<float>,
 };
 
 #ifdef XDF_ISA_avx512bf16
@@ -67,6 +69,7 @@ const KernelTable<double> table_double = {
     viterbi_prepare<double>,
     viterbi<double>,
     softmax<double>,
+    gelu<double>,
 };
 #endif
 

@@ -12,9 +12,9 @@ namespace xdf {
 
 class StudentWeights {
  public:
-  // [C, 2H] and [C]. kInt8 has bytes as quantize_rows makes them, with the scales of their rows.
-  struct Output {
-    int num_labels;
+  // [N, K] and [N]. kInt8 has bytes as quantize_rows makes them, with the scales of their rows.
+  struct Layer {
+    int rows;                   // N
     const float* weight;        // null for kInt8
     const int8_t* weight_int8;  // for kInt8, else null
     const float* scales;
@@ -28,11 +28,12 @@ class StudentWeights {
     int count;
   };
 
-  // The other arguments are TokenBiLstm's.
+  // projection: [R, 2H], or null: the output layer, [C, R], reads its GELU; without one it reads
+  // the hidden states, [C, 2H]. The other arguments are TokenBiLstm's.
   StudentWeights(Precision precision, const TokenBiLstm::Sizes& sizes, const float* embedding,
                  const TokenBiLstm::Direction& forward, const TokenBiLstm::Direction& reverse,
-                 const Output& output, Pooling pooling, const int32_t* table_ids,
-                 int64_t table_size, int threads);
+                 const Layer* projection, const Layer& output, Pooling pooling,
+                 const int32_t* table_ids, int64_t table_size, int threads);
 
   const TokenBiLstm& bilstm() const { return bilstm_; }
   int num_labels() const { return num_labels_; }
@@ -48,14 +49,20 @@ class StudentWeights {
                 int threads) const;
 
  private:
+  // GELU of projected [rows, R], in place, then scores [rows, C].
+  void finish(float* projected, int64_t rows, float* scores, int threads) const;
+
   TokenBiLstm bilstm_;
   const InferenceTable& inference_;
   Pooling pooling_;
   int num_labels_;
-  // Unless kInt8 without pooling. Of a pooled state there is one a text: nothing to gain in bytes.
-  std::optional<LinearWeights<float>> output_;
-  PackedInt8 int8_output_;
+  // The layer over hidden states: the projection, or else the output layer. As floats unless kInt8
+  // without pooling: of a pooled state there is one a text, nothing to gain in bytes.
+  int states_layer_rows_;
+  std::optional<LinearWeights<float>> states_layer_;
+  PackedInt8 int8_states_layer_;
   AlignedBuffer<float> int8_bias_;
+  std::optional<LinearWeights<float>> output_;  // over a projection
 };
 
 }  // namespace xdf

@@ -48,9 +48,10 @@ template <class T>
 void crf_run(CrfTask task, const CrfArgs<T>& args, const CrfModelGrads<T>& grads, Stream stream);
 
 // Of x: float, Bf16 or int8_t; what is none of float goes to float alone.
+// gelu: of the result, in its tanh form.
 enum class RowType { kFloat32, kBf16, kInt8 };
 void linear(RowType x_type, bool out_half, int64_t M, int N, int K, const void* x, const float* w,
-            const float* bias, void* out, Stream stream);
+            const float* bias, void* out, bool gelu, Stream stream);
 template <class T>
 void embedding_grad(int64_t positions, int64_t rows, int E, const int64_t* ids,
                     const int64_t* order, const T* grad_out, T* grad_table, Stream stream);

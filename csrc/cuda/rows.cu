@@ -10,22 +10,24 @@ namespace {
 
 template <class X, class Out>
 void run_linear(int64_t M, int N, int K, const void* x, const float* w, const float* bias,
-                void* out, Stream stream) {
+                void* out, bool gelu, Stream stream) {
   using Program = LinearRows<X, Out>;
   const Grid grid = {static_cast<int>((M + Program::kWarps - 1) / Program::kWarps),
                      divide_up(N, Program::kColumns), Program::kWarps, 1, 0};
-  launch<Program>({M, N, K, static_cast<const X*>(x), w, bias, static_cast<Out*>(out)}, grid,
+  launch<Program>({M, N, K, static_cast<const X*>(x), w, bias, static_cast<Out*>(out), gelu}, grid,
                   stream);
 }
 
 }  // namespace
 
 void linear(RowType x_type, bool out_half, int64_t M, int N, int K, const void* x, const float* w,
-            const float* bias, void* out, Stream stream) {
-  if (x_type == RowType::kBf16) return run_linear<Bf16, float>(M, N, K, x, w, bias, out, stream);
-  if (x_type == RowType::kInt8) return run_linear<int8_t, float>(M, N, K, x, w, bias, out, stream);
-  if (out_half) return run_linear<float, Half>(M, N, K, x, w, bias, out, stream);
-  run_linear<float, float>(M, N, K, x, w, bias, out, stream);
+            const float* bias, void* out, bool gelu, Stream stream) {
+  if (x_type == RowType::kBf16)
+    return run_linear<Bf16, float>(M, N, K, x, w, bias, out, gelu, stream);
+  if (x_type == RowType::kInt8)
+    return run_linear<int8_t, float>(M, N, K, x, w, bias, out, gelu, stream);
+  if (out_half) return run_linear<float, Half>(M, N, K, x, w, bias, out, gelu, stream);
+  run_linear<float, float>(M, N, K, x, w, bias, out, gelu, stream);
 }
 
 template <class T>

@@ -66,8 +66,8 @@ struct OrderByLength {
   }
 };
 
-// out[m, n] = bias[n] + sum_k x[m, k] w[n, k]. A warp takes a row and 8 n; lanes share k, so a
-// sum's order depends on K alone.
+// out[m, n] = bias[n] + sum_k x[m, k] w[n, k], or its GELU x sigmoid(2 u) with u = sqrt(2 / pi) (x
+// + 0.044715 x^3). A warp takes a row and 8 n; lanes share k, so a sum's order depends on K alone.
 template <class X, class Out>
 struct LinearRows {
   struct Args {
@@ -77,6 +77,7 @@ struct LinearRows {
     const float* w;  // [N, K]
     const float* bias;
     Out* out;  // [M, N]
+    bool gelu;
   };
   static constexpr int kWarps = 4, kColumns = 8;
   static XDF_DEVICE int phases(const Args&, const Block&) { return 1; }
@@ -102,8 +103,11 @@ struct LinearRows {
     for (int n = 0; n < kColumns; ++n) {
       warp_reduce(sums[n], Sum<float>());
       XDF_EACH_LANE(lane) {
-        if (lane == n && begin + n < args.N)
-          args.out[m * args.N + begin + n] = Rounded<Out>::of(sums[n][lane] + args.bias[begin + n]);
+        if (lane == n && begin + n < args.N) {
+          float y = sums[n][lane] + args.bias[begin + n];
+          if (args.gelu) y *= exact_sigmoid(y * (1.5957691216f + 0.0713548163f * y * y));
+          args.out[m * args.N + begin + n] = Rounded<Out>::of(y);
+        }
       }
     }
   }

@@ -265,6 +265,7 @@ struct KernelTable : LstmTable<T> {
   void (*viterbi_prepare)(const CrfModel<T>&, CrfTables<T>&);
   void (*viterbi)(const ViterbiArgs<T>&);
   void (*softmax)(const SoftmaxArgs<T>&);
+  void (*gelu)(T* values, int64_t size);  // in place
 };
 
 // What inference in fewer bits needs besides; of the same instruction sets.

@@ -8,16 +8,23 @@ import numpy as np
 import pytest
 import torch
 
+from xdistil_fast.reference import student as oracle
 from xdistil_fast.torch_ops import cuda
 
 
 @pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 1, 1), (5, 9, 40), (7, 33, 70)])
 @pytest.mark.parametrize(
-    ("input_type", "output_type"),
-    [("float32", "float32"), ("bfloat16", "float32"), ("float32", "float16")],
+    ("input_type", "output_type", "gelu"),
+    [
+        ("float32", "float32", False),
+        ("float32", "float32", True),
+        ("bfloat16", "float32", False),
+        ("bfloat16", "float32", True),
+        ("float32", "float16", False),
+    ],
 )
 def test_linear(
-    device: Any, rows: int, outputs: int, inputs: int, input_type: str, output_type: str
+    device: Any, rows: int, outputs: int, inputs: int, input_type: str, output_type: str, gelu: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, inputs, generator=generator).to(getattr(torch, input_type))
@@ -33,8 +40,11 @@ def test_linear(
         inputs,
         *(tensor.data_ptr() for tensor in (*tensors, out)),
         *cuda._place(out),
+        gelu,
     )
     expected = (x.double() @ weight.double().t() + bias.double()).numpy()
+    if gelu:
+        expected = oracle.gelu(expected)
     if output_type == "float16":
         # The rounding of a number next to the middle between two may go either way.
         step = np.spacing(np.abs(expected).astype(np.float16)).astype(np.float64)

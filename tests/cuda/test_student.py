@@ -15,6 +15,7 @@ import pytest
 from xdistil_fast import Tagger
 from xdistil_fast.cuda_student import CudaStudent, student_on
 from xdistil_fast.model_io import load_folder, resolve_model
+from xdistil_fast.quantization import as_floats
 from xdistil_fast.student import Student
 
 TEXTS = ["Angela Merkel met Tim Cook in Berlin.", "No name.", "", "Maersk moved to Nairobi. " * 9]
@@ -40,11 +41,26 @@ def batch(vocab_size: int) -> tuple[Any, Any]:
     return ids, np.array([0, 7, 7, 40, 41, 60], np.int32)
 
 
+@pytest.fixture(scope="module")
+def projected(model: Any) -> Any:
+    """The same with a projection, of random weights in float32, before the output layer."""
+    random = np.random.default_rng(0)
+    config = dataclasses.replace(model.config, projection_size=20, precision="float32")
+    tensors = {name: as_floats(model.tensors, name) for name in model.tensors}
+    for name, shape in config.tensor_shapes().items():
+        if name.startswith(("projection", "output")):
+            tensors[name] = random.normal(0, 0.3, shape).astype(np.float32)
+    tensors = {name: tensors[name] for name in config.tensor_shapes()}
+    return SimpleNamespace(config=config, tensors=tensors)
+
+
+@pytest.mark.parametrize("kind", ["model", "projected"])
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("max_memory", [0, 1 << 30])
 def test_scores_are_those_of_the_cpu(
-    device: Any, model: Any, precision: str, max_memory: int
+    device: Any, kind: str, precision: str, max_memory: int, request: pytest.FixtureRequest
 ) -> None:
+    model = request.getfixturevalue(kind)
     ids, cu_seqlens = batch(model.config.vocab_size)
     model_rows = model.config.vocab_size if max_memory else 0
     student = CudaStudent(model.config, model.tensors, 1, precision, max_memory)

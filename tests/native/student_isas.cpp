@@ -17,7 +17,7 @@ namespace {
 using xdf::Precision;
 
 // Sizes that fill neither registers nor chunks.
-constexpr int kVocab = 50, kEmbedding = 21, kHidden = 45, kTags = 9;
+constexpr int kVocab = 50, kEmbedding = 21, kHidden = 45, kTags = 9, kProjected = 70;
 constexpr int32_t kLengths[] = {7, 1, 0, 40, 13, 13, 2, 25, 1, 3, 60};
 
 std::vector<float> random_floats(std::mt19937& rng, size_t size, float scale) {
@@ -58,21 +58,32 @@ struct Student {
       : embedding(random_floats(rng, kVocab * kEmbedding, 1)),
         forward(rng),
         reverse(rng),
+        projection(rng, kProjected, 2 * kHidden),
+        projection_bias(random_floats(rng, kProjected, 0.4f)),
         output(rng, kTags, 2 * kHidden),
+        projected_output(rng, kTags, kProjected),
         bias(random_floats(rng, kTags, 0.4f)) {}
 
+  static xdf::StudentWeights::Layer layer(const Matrix& weight, const std::vector<float>& bias,
+                                          bool int8) {
+    return {static_cast<int>(bias.size()), int8 ? nullptr : weight.floats.data(),
+            int8 ? weight.bytes.data() : nullptr, int8 ? weight.scales.data() : nullptr,
+            bias.data()};
+  }
+
   // Packed for the active set. Half of the ids have no row in the table.
-  xdf::StudentWeights weights(Precision precision) const {
+  xdf::StudentWeights weights(Precision precision, bool projected) const {
     const bool int8 = precision == Precision::kInt8;
     std::vector<int32_t> table_ids;
     for (int32_t id = 0; id < kVocab; id += 2) table_ids.push_back(id);
+    const xdf::StudentWeights::Layer middle = layer(projection, projection_bias, int8);
     return {precision,
             {kVocab, kEmbedding, kHidden},
             embedding.data(),
             forward.view(int8),
             reverse.view(int8),
-            {kTags, int8 ? nullptr : output.floats.data(), int8 ? output.bytes.data() : nullptr,
-             int8 ? output.scales.data() : nullptr, bias.data()},
+            projected ? &middle : nullptr,
+            layer(projected ? projected_output : output, bias, int8),
             xdf::Pooling::kNone,
             table_ids.data(),
             static_cast<int64_t>(table_ids.size()),
@@ -81,19 +92,25 @@ struct Student {
 
   std::vector<float> embedding;
   Direction forward, reverse;
-  Matrix output;
+  Matrix projection;
+  std::vector<float> projection_bias;
+  Matrix output, projected_output;
   std::vector<float> bias;
 };
 
 struct Case {
   const char* name;
   Precision precision;
+  bool projected;
   // On scores of size 1. What is rounded to fewer bits may fall on either side of a tie.
   float tolerance;
 };
-constexpr Case kCases[] = {{"float32", Precision::kFloat32, 1e-5f},
-                           {"bfloat16", Precision::kBf16, 1e-3f},
-                           {"int8", Precision::kInt8, 2e-2f}};
+constexpr Case kCases[] = {{"float32", Precision::kFloat32, false, 1e-5f},
+                           {"bfloat16", Precision::kBf16, false, 1e-3f},
+                           {"int8", Precision::kInt8, false, 2e-2f},
+                           {"float32, projected", Precision::kFloat32, true, 1e-5f},
+                           {"bfloat16, projected", Precision::kBf16, true, 1e-3f},
+                           {"int8, projected", Precision::kInt8, true, 2e-2f}};
 
 float max_difference(const std::vector<float>& a, const std::vector<float>& b) {
   float most = 0;
@@ -122,7 +139,7 @@ int main() {
     std::vector<float> expected;
     for (const std::string& isa : xdf::isas_available()) {
       xdf::set_isa(isa);
-      const xdf::StudentWeights weights = student.weights(test.precision);
+      const xdf::StudentWeights weights = student.weights(test.precision, test.projected);
       std::vector<float> scores(total * kTags), alone(total * kTags);
       weights.forward(ids.data(), cu_seqlens.data(), batch, scores.data(), 2);
       for (int b = 0; b < batch; ++b) {

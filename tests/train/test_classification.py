@@ -214,14 +214,18 @@ def test_cache(teacher: Path, files: dict[str, str], tmp_path: Path) -> None:
     assert again.width == 3
 
 
-@pytest.mark.parametrize("pooling", ["max", "mean", "last"])
+@pytest.mark.parametrize(
+    ("pooling", "projected"), [("max", False), ("mean", False), ("last", False), ("max", True)]
+)
 def test_a_student_learns(
-    files: dict[str, str], teacher: Path, tmp_path: Path, pooling: str
+    files: dict[str, str], teacher: Path, tmp_path: Path, pooling: str, projected: bool
 ) -> None:
     out = tmp_path / "student"
-    config = make_config(files, teacher, out, pooling=pooling, soft_weight=0.1)
+    more = {"pooling": pooling, "projected": projected}
+    config = make_config(files, teacher, out, soft_weight=0.1, **more)
     record = distill(config, command=["xdistil", "distill"])
     folder = load_folder(out)
+    assert folder.config.projection_size == (128 if projected else 0)
     assert (folder.config.task, folder.config.pooling) == ("text-classification", pooling)
     assert folder.config.labels == ("negative", "positive")
     dev = read_documents(files["dev"])

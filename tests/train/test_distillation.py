@@ -272,6 +272,23 @@ def test_choices_train_and_score(
     assert score([s.tags or () for s in dev.sentences], found).f1 == record["metrics"]["dev"]["f1"]
 
 
+@pytest.mark.parametrize("schedule", ["d1", "d4.1"])
+def test_a_projected_student_learns(inputs: dict[str, Any], tmp_path: Path, schedule: str) -> None:
+    more = {"projected": True, "soft_weight": 0.02, "representation_size": 6}
+    record = distill(make_config(inputs, tmp_path / "s", schedule=schedule, epochs=8, **more))
+    assert record["metrics"]["dev"]["f1"] > 75
+    folder = load_folder(tmp_path / "s")
+    # As wide as the states that are kept, where any are.
+    width = 6 if schedule == "d4.1" else 128
+    assert folder.config.projection_size == width
+    assert folder.tensors["projection.weight"].shape == (width, 24)
+    assert folder.tensors["output.weight"].shape == (len(LABELS), width)
+    tagger = Tagger.from_pretrained(tmp_path / "s")
+    dev = read_labelled(inputs["dev"][0])
+    found = tagger.tag_words([list(s.words or ()) for s in dev.sentences])
+    assert score([s.tags or () for s in dev.sentences], found).f1 == record["metrics"]["dev"]["f1"]
+
+
 @pytest.mark.skipif(
     not _core.multiplies_bfloat16(), reason=f"{_core.active_isa()} does not multiply bfloat16"
 )

@@ -15,7 +15,7 @@ from xdistil_fast.train import config as config_module
 from xdistil_fast.train.cache import Batch, Cache
 from xdistil_fast.train.config import DistillConfig
 from xdistil_fast.train.distillation import distill
-from xdistil_fast.train.schedules import GROUPS, SCHEDULES, Stage, fits_of
+from xdistil_fast.train.schedules import GROUPS, SCHEDULES, Stage, fits_of, layers_of
 from xdistil_fast.train.tagging import Tagging
 from xdistil_fast.train.trainer import Trainer
 
@@ -55,6 +55,8 @@ def test_fits_of_a_stage() -> None:
         ("embedding", ("output", "bilstm", "embedding")),
     ]
     assert len(fits_of(gradual, GROUPS)) == 4
+    assert len(fits_of(gradual, layers_of(gradual.losses))) == 3
+    assert len(fits_of(gradual, layers_of(gradual.losses, projected=True))) == 4
 
 
 @pytest.mark.parametrize(

@@ -25,25 +25,34 @@ IDS = torch.from_numpy(RNG.integers(0, V, 9).astype(np.int32))
 CU = torch.tensor([0, 4, 4, 9], dtype=torch.int32)
 
 
-def make(head: str = "softmax", dropout: float = 0.0, seed: int = 3) -> Student:
-    return Student(TABLE, H, len(LABELS), head=head, dropout=dropout, seed=seed)
+def make(
+    head: str = "softmax", dropout: float = 0.0, seed: int = 3, projection: int = 0
+) -> Student:
+    """A student, whose output layer reads a projection of that size unless 0."""
+    return Student(
+        TABLE, H, len(LABELS), head=head, dropout=dropout, seed=seed,
+        projection_size=projection, projected=projection > 0,
+    )  # fmt: skip
 
 
-def make_config(head: str = "softmax") -> ModelConfig:
+def make_config(head: str = "softmax", projection: int = 0) -> ModelConfig:
     return ModelConfig(
-        labels=tuple(LABELS), vocab_size=V, embedding_size=E, hidden_size=H, head=head
-    )
+        labels=tuple(LABELS), vocab_size=V, embedding_size=E, hidden_size=H, head=head,
+        projection_size=projection,
+    )  # fmt: skip
 
 
+@pytest.mark.parametrize("projection", [0, 5])
 @pytest.mark.parametrize("head", ["softmax", "crf"])
-def test_tensors_are_those_of_the_model_folder(head: str) -> None:
-    found = {name: value.shape for name, value in make(head).tensors().items()}
-    assert found == make_config(head).tensor_shapes()
+def test_tensors_are_those_of_the_model_folder(head: str, projection: int) -> None:
+    found = {name: v.shape for name, v in make(head, projection=projection).tensors().items()}
+    assert found == make_config(head, projection).tensor_shapes()
 
 
-def test_served_student_computes_the_same() -> None:
-    trained = make()
-    served = serving.Student(make_config(), trained.tensors())
+@pytest.mark.parametrize("projection", [0, 5, 70])
+def test_served_student_computes_the_same(projection: int) -> None:
+    trained = make(projection=projection)
+    served = serving.Student(make_config(projection=projection), trained.tensors())
     np.testing.assert_allclose(
         served.logits(IDS.numpy(), CU.numpy()),
         trained(IDS, CU).detach().numpy(),
@@ -89,8 +98,9 @@ def test_dropout_is_seeded_unbiased_and_off_without_generator() -> None:
     assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
 
 
-def test_gradient_reaches_every_parameter() -> None:
-    student = make(dropout=0.1)
+@pytest.mark.parametrize("projection", [0, 5])
+def test_gradient_reaches_every_parameter(projection: int) -> None:
+    student = make(dropout=0.1, projection=projection)
     student(IDS, CU, np.random.default_rng(0)).square().sum().backward()
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None, name

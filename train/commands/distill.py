@@ -79,6 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--student", str, "embedding size x hidden size of each direction", metavar="ExH")
     _add(parser, "--head", str, "output layer", choices=HEADS)
     parser.add_argument(
+        "--projected", action="store_true",
+        help="the output layer reads a projection of the states, with GELU, which also learns the "
+        "teacher's hidden states: better, and a little slower",
+    )  # fmt: skip
+    parser.add_argument(
         "--schedule", choices=tuple(SCHEDULES),
         help="recipe: stages of training (default: d4.1 for tagging, joint-labels for "
         "classification)",

@@ -7,7 +7,8 @@ recurrence is that of `reference.lstm`, and a linear layer makes scores of both 
     [i, f, g, o] = r(id_t) + W_hh h_{t-1}
     scores_t     = W_out [h_t forward, h_t reverse] + b_out
 
-of a text classifier once, from the pooled states of a text (`pool`).
+of a text classifier once, from the pooled states of a text (`pool`). With a projection, W_out reads
+gelu(W_proj [h_t forward, h_t reverse] + b_proj) in place of the states.
 
 The precision says what is rounded on the way; all other arithmetic is float64:
 
@@ -133,6 +134,7 @@ def student_scores(
     output: Sequence[Any],
     precision: str = "float32",
     bfloat16_products: bool = False,
+    projection: Sequence[Any] | None = None,
 ) -> Array:
     """Scores of every tag for every token.
 
@@ -144,6 +146,7 @@ def student_scores(
         output: weight [C, 2H] (for "int8" a pair of bytes and scales) and bias [C].
         precision: "float32", "bfloat16" or "int8".
         bfloat16_products: see `student_hidden`.
+        projection: weight [R, 2H] and bias [R] in the same form; the output layer is then [C, R].
 
     Returns:
         [total, C].
@@ -156,8 +159,23 @@ def student_scores(
     )
     if precision == "int8":
         hidden = np.rint(HIDDEN_LEVELS * hidden) / HIDDEN_LEVELS
+    if projection is not None:
+        hidden = gelu(hidden @ _matrix(projection[0], precision).T + np.asarray(projection[1]))
     scores: Array = hidden @ _matrix(output[0], precision).T + np.asarray(output[1], np.float64)
     return scores
+
+
+def gelu(values: npt.ArrayLike) -> Array:
+    """GELU in its tanh form (Hendrycks and Gimpel, arXiv 1606.08415, section 2).
+
+    Args:
+        values: of any shape.
+    """
+    x = np.asarray(values, np.float64)
+    with np.errstate(over="ignore"):
+        u = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+        out: Array = x * sigmoid(2 * u)
+    return out
 
 
 def pool(hidden: npt.ArrayLike, cu_seqlens: npt.ArrayLike, pooling: str) -> Array:
