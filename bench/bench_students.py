@@ -52,13 +52,13 @@ def _dense_aims(hidden_size: int, shape: tuple[int, int]) -> dict[str, dict[str,
 
 
 @functools.lru_cache(maxsize=1)
-def _random(embedding_size: int, hidden_size: int) -> tuple[ModelConfig, Tensors]:
-    return random_student(embedding_size, hidden_size)
+def _random(size: tuple[int, int], projection_size: int) -> tuple[ModelConfig, Tensors]:
+    return random_student(*size, projection_size)
 
 
 @functools.lru_cache(maxsize=1)
-def _random_peers(embedding_size: int, hidden_size: int, threads: int) -> StudentPeers:
-    return StudentPeers(_random(embedding_size, hidden_size)[1], threads)
+def _random_peers(size: tuple[int, int], projection_size: int, threads: int) -> StudentPeers:
+    return StudentPeers(_random(size, projection_size)[1], threads)
 
 
 def _dense(vocab_size: int, batch: int, length: int) -> tuple[IntArray, IntArray]:
@@ -106,15 +106,16 @@ def _dense_duel(
     shape: tuple[int, int],
     threads: int,
     task: str = "student, ids to logits",
+    projection_size: int = 0,
 ) -> None:
     (embedding_size, hidden_size), (batch, length) = size, shape
-    config, tensors = _random(embedding_size, hidden_size)
+    config, tensors = _random(size, projection_size)
     ids, cu_seqlens = _dense(config.vocab_size, batch, length)
     ours = our_calls(config, tensors, threads, ids, cu_seqlens)
     results = {name: call() for name, call in ours.items()}
     expected = results["float32"]
     batches = padded_batches(ids, cu_seqlens, batch)
-    peers = _random_peers(embedding_size, hidden_size, threads).all(batches, False, expected)
+    peers = _random_peers(size, projection_size, threads).all(batches, False, expected)
     agreement = _check(expected, results, peers, {"": batches})
     case = Case(
         group=group,
@@ -143,6 +144,16 @@ def bench_dense(
     shape: tuple[int, int],
 ) -> None:
     _dense_duel(benchmark, turns, "students, dense batches", size, shape, threads)
+
+
+@pytest.mark.parametrize("shape", [(32, 128), (1, 32)], ids=["32x128", "1x32"])
+def bench_projected(
+    benchmark: BenchmarkFixture, turns: Turns, threads: int, shape: tuple[int, int]
+) -> None:
+    """A student whose output layer reads a projection of 128, and the same in other runtimes."""
+    task = "projected student, ids to logits"
+    group = "students, dense batches"
+    _dense_duel(benchmark, turns, group, (50, 200), shape, threads, task, projection_size=128)
 
 
 def bench_ragged(

@@ -79,8 +79,32 @@ def lstm_model(weights: Sequence[FloatArray]) -> bytes:
     return serialized
 
 
+def _linear(layer: str, x: str, out: str) -> list[Any]:
+    """Nodes of a linear layer; its constants are `{layer}_weight` and `{layer}_bias`."""
+    return [
+        helper.make_node("MatMul", [x, f"{layer}_weight"], [f"{layer}_product"], name=layer),
+        helper.make_node("Add", [f"{layer}_product", f"{layer}_bias"], [out]),
+    ]
+
+
+def _gelu(x: str, out: str) -> list[Any]:
+    """Nodes of a GELU in its tanh form, as the optimisers of the runtimes look for it."""
+    steps = [
+        ("Mul", [x, x], "square"),
+        ("Mul", ["square", x], "cube"),
+        ("Mul", ["cube", "gelu_cubic"], "cubic"),
+        ("Add", [x, "cubic"], "sum"),
+        ("Mul", ["sum", "gelu_linear"], "inner"),
+        ("Tanh", ["inner"], "tanh"),
+        ("Add", ["tanh", "gelu_one"], "share"),
+        ("Mul", [x, "share"], "double"),
+        ("Mul", ["double", "gelu_half"], out),
+    ]
+    return [helper.make_node(operator, inputs, [to]) for operator, inputs, to in steps]
+
+
 def student_model(tensors: Mapping[str, FloatArray], ragged: bool) -> bytes:
-    """A student: embedding, BiLSTM, output layer.
+    """A student: embedding, BiLSTM, perhaps a projection with GELU, output layer.
 
     Inputs ids int64 [T, B] and, if `ragged`, lengths int32 [B]; output logits [T, B, C].
 
@@ -97,10 +121,12 @@ def student_model(tensors: Mapping[str, FloatArray], ragged: bool) -> bytes:
     constants: dict[str, npt.NDArray[Any]] = {
         "table": tensors["embedding.weight"],
         **_lstm_constants(weights),
-        "output_weight": tensors["output.weight"].T,
-        "output_bias": tensors["output.bias"],
         "rows": np.array([0, 0, 2 * hidden], np.int64),
     }
+    layers = [name for name in ("projection", "output") if f"{name}.weight" in tensors]
+    for name in layers:
+        constants[f"{name}_weight"] = tensors[f"{name}.weight"].T
+        constants[f"{name}_bias"] = tensors[f"{name}.bias"]
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["x"]),
         helper.make_node(
@@ -113,9 +139,12 @@ def student_model(tensors: Mapping[str, FloatArray], ragged: bool) -> bytes:
         ),
         helper.make_node("Transpose", ["y"], ["by_time"], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["by_time", "rows"], ["states"]),
-        helper.make_node("MatMul", ["states", "output_weight"], ["product"], name="output"),
-        helper.make_node("Add", ["product", "output_bias"], ["logits"]),
     ]
+    if "projection" in layers:
+        gelu = {"linear": (2 / np.pi) ** 0.5, "cubic": 0.044715, "one": 1.0, "half": 0.5}
+        constants |= {f"gelu_{name}": np.array(v, np.float32) for name, v in gelu.items()}
+        nodes += [*_linear("projection", "states", "projected"), *_gelu("projected", "g")]
+    nodes += _linear("output", "g" if "projection" in layers else "states", "logits")
     inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["T", "B"])]
     if ragged:
         inputs.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, ["B"]))

@@ -19,7 +19,7 @@ _VOCABULARY = 30_000
 
 
 def random_student(
-    embedding_size: int, hidden_size: int, seed: int = 0
+    embedding_size: int, hidden_size: int, projection_size: int = 0, seed: int = 0
 ) -> tuple[ModelConfig, Tensors]:
     """A student of nine tags with torch's usual start; speed does not depend on the weights."""
     config = ModelConfig(
@@ -27,6 +27,7 @@ def random_student(
         vocab_size=_VOCABULARY,
         embedding_size=embedding_size,
         hidden_size=hidden_size,
+        projection_size=projection_size,
     )
     random = np.random.default_rng(seed)
     bound = hidden_size**-0.5

@@ -112,21 +112,29 @@ class _TorchStudent(nn.Module):
     def __init__(self, tensors: Mapping[str, FloatArray]) -> None:
         super().__init__()
         table, output = tensors["embedding.weight"], tensors["output.weight"]
+        hidden = tensors["bilstm.weight_hh_l0"].shape[1]
         self.embedding = nn.Embedding(*table.shape)
-        self.bilstm = nn.LSTM(table.shape[1], output.shape[1] // 2, bidirectional=True)
+        self.bilstm = nn.LSTM(table.shape[1], hidden, bidirectional=True)
+        projected = "projection.weight" in tensors
+        self.projection = nn.Linear(2 * hidden, output.shape[1]) if projected else None
         self.output = nn.Linear(output.shape[1], output.shape[0])
         state = {name: torch.from_numpy(tensors[name]) for name in self.state_dict()}
         self.load_state_dict(state)
         self.eval()
 
+    def _logits(self, states: Tensor) -> Tensor:
+        if self.projection is not None:
+            states = nn.functional.gelu(self.projection(states), approximate="tanh")
+        return self.output(states)  # type: ignore[no-any-return]
+
     def forward(self, ids: Tensor) -> Tensor:
-        return self.output(self.bilstm(self.embedding(ids))[0])  # type: ignore[no-any-return]
+        return self._logits(self.bilstm(self.embedding(ids))[0])
 
     def forward_packed(self, ids: Tensor, lengths: Tensor) -> Tensor:
         embedded = pack_padded_sequence(self.embedding(ids), lengths, enforce_sorted=False)
         states, _ = self.bilstm(embedded)
         logits = PackedSequence(
-            self.output(states.data),
+            self._logits(states.data),
             states.batch_sizes,
             states.sorted_indices,
             states.unsorted_indices,
