@@ -73,7 +73,8 @@ def model_card(
         "## Size",
         "",
         f"Embedding {config.embedding_size}, hidden {config.hidden_size} in each direction, "
-        f"{config.vocab_size:,} word pieces: {metrics['parameters']:,} parameters "
+        + (f"projected to {config.projection_size}, " if config.projection_size else "")
+        + f"{config.vocab_size:,} word pieces: {metrics['parameters']:,} parameters "
         f"(teacher: {metrics['teacher_parameters']:,}). The table is stored in "
         f"{settings['embedding_dtype']}.",
         "",

@@ -242,12 +242,18 @@ def _epochs(run: Run) -> int:
     return len(history) if history else int(run.get("settings", "epochs"))
 
 
+def _head(run: Run) -> str:
+    """The output layer, and whether it reads a projection; older records cannot say that."""
+    projected = run.get("settings").get("projected", False)
+    return f"{run.get('settings', 'head')}{', projected' if projected else ''}"
+
+
 def _students(students: Sequence[Run], machines: _Machines) -> str:
     rows = [
         [
             run.name,
             str(run.get("settings", "student")),
-            str(run.get("settings", "head")),
+            _head(run),
             str(run.get("settings", "teacher")),
             f"{run.get('metrics', 'dev', 'f1'):.2f}",
             f"{run.get('metrics', 'best_epoch')} of {_epochs(run)}",

@@ -239,6 +239,7 @@ def _describe(folder: ModelFolder) -> dict[str, Any]:
         "labels": list(config.labels),
         "size": f"{config.embedding_size}x{config.hidden_size}",
         **({} if config.pooling is None else {"pooling": config.pooling}),
+        **({"projected to": config.projection_size} if config.projection_size else {}),
         "head": config.head,
         "stored in": config.precision,
         "pieces": config.vocab_size,
