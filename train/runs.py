@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -94,10 +95,12 @@ def portable(argument: str) -> str:
 def write_file(path: Path, content: bytes) -> None:
     """Write beside ``path`` and rename it there, so that no reader sees half a file.
 
+    Processes that write the same file at once do not see each other's halves either.
+
     Raises:
         OSError: it cannot be written; what was there before is as it was.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with part.open("wb") as stream:
             stream.write(content)

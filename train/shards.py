@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ from xdistil_fast.train.distributed import Ranks
 
 SHARD_SENTENCES = 4096
 MANIFEST = "manifest.json"
+_ABANDONED_SECONDS = 3600.0
 
 T = TypeVar("T")
 Arrays = dict[str, npt.NDArray[Any]]
@@ -49,6 +52,8 @@ class Shards:
         self.key = digest_of(about)
         self.folder = root / self.key[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.ranks.first:
+            _remove_abandoned(self.folder)
         manifest = _read_manifests(self.folder)
         self._about = about
         found: dict[str, dict[str, Any]] = manifest["shards"]
@@ -137,6 +142,14 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
             chunk = []
     if chunk:
         yield chunk
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes files that a run which was killed had half written; younger ones may be another's."""
+    for path in folder.glob("*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()
 
 
 def _write_shard(path: Path, arrays: Arrays) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +239,30 @@ def test_a_file_of_labels_is_shared(tmp_path: Path, texts: Texts) -> None:
     batch = cache.batch(np.arange(cache.sentences))
     np.testing.assert_array_equal(cache.piece_counts(30), np.bincount(batch.ids, minlength=30))
     assert cache.pieces == len(batch.ids)
+
+
+def test_runs_that_label_at_once_do_not_meet(tmp_path: Path, texts: Texts) -> None:
+    build(tmp_path / "alone", FakeTeacher(), texts)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            root = tmp_path / "shared"
+            at_once = [pool.submit(build, root, FakeTeacher(), texts) for _ in range(4)]
+            assert {run.result().sentences for run in at_once} == {12}
+            assert bytes_of(root) == bytes_of(tmp_path / "alone")
+            shutil.rmtree(root)
+
+
+def test_what_a_killed_run_had_half_written_goes(tmp_path: Path, texts: Texts) -> None:
+    build(tmp_path / "c", FakeTeacher(), texts)
+    before = bytes_of(tmp_path / "c")
+    folder = next(path for path in (tmp_path / "c").iterdir() if path.is_dir())
+    old, young = (folder / f"shard-00000.safetensors.{n}.part" for n in range(2))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    build(tmp_path / "c", FakeTeacher(), texts)
+    young.unlink()  # may be another run's, which goes on
+    assert bytes_of(tmp_path / "c") == before
 
 
 def test_precisions_have_their_own_shards(tmp_path: Path, texts: Texts) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         runs.write_json(tmp_path / "a.json", {"x": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_writers_of_the_same_file_do_not_meet(tmp_path: Path) -> None:
+    path, contents = tmp_path / "a.bin", [bytes([n]) * 200_000 for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(runs.write_file, path, contents[n % 4]) for n in range(80)]:
+            done.result()
+            assert path.read_bytes() in contents
+    assert os.listdir(tmp_path) == ["a.bin"]
 
 
 @pytest.mark.parametrize(
