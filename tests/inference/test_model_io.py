@@ -216,7 +216,12 @@ def test_config_value(copy: Path, changes: dict[str, Any], message: str) -> None
 
 
 @pytest.mark.parametrize(
-    "key", [f.name for f in dataclasses.fields(ModelConfig) if f.name != "pooling"]
+    "key",
+    [
+        field.name
+        for field in dataclasses.fields(ModelConfig)
+        if field.name not in ("pooling", "projection_size")
+    ],
 )
 def test_config_key_missing(copy: Path, key: str) -> None:
     config = json.loads((copy / "config.json").read_text("utf-8"))

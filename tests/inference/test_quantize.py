@@ -392,15 +392,17 @@ def test_doctor_tells_how_a_model_runs(
 
 def test_bytes_stand_for_the_weights(folder: Path) -> None:
     tensors = load_folder(folder).tensors
+    names = [name for name in QUANTIZED if name in tensors]  # of the layers that it has
+    assert set(QUANTIZED) - set(names) == {"projection.weight"}
     stored = quantize_tensors(tensors)
-    for name in QUANTIZED:
+    for name in names:
         scales = stored[scales_name(name)]
         assert np.abs(as_floats(stored, name) - tensors[name]).max() <= 0.5001 * scales.max()
         assert _core.valid_int8_rows(stored[name]) or name not in MULTIPLIED_AS_BYTES
     zeros = {name: np.zeros_like(tensor) for name, tensor in tensors.items()}
     zeros["embedding.weight"][0] = 1e-44
     stored = quantize_tensors(zeros)
-    for name in QUANTIZED:
+    for name in names:
         assert not stored[name].any()
         assert (stored[scales_name(name)] == 1).all()
 
