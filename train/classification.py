@@ -30,7 +30,7 @@ from xdistil_fast.train.document_cache import DocumentCache, LabelledTexts, buil
 from xdistil_fast.train.document_teacher import DocumentTeacher
 from xdistil_fast.train.documents import Documents, read_documents
 from xdistil_fast.train.label_maps import check_label_map
-from xdistil_fast.train.representation import COMPONENTS, kept_components
+from xdistil_fast.train.representation import kept_components, projection_width
 from xdistil_fast.train.student import Dropout, FloatArray, Student
 from xdistil_fast.train.tagging import REPRESENTATION_LOSSES
 from xdistil_fast.train.vocabulary import Vocabulary
@@ -101,7 +101,7 @@ class Classification:
             representation_width: R of the cache's representations; 0 where it has none.
         """
         self.config, self.labels, self.vocabulary = config, list(labels), vocabulary
-        self.projection_width = representation_width or (COMPONENTS if config.projected else 0)
+        self.projection_width = projection_width(config, representation_width)
         self.tokenizer = vocabulary.tokenizer()
         self.dev_texts = [text for documents in dev for text in documents.texts]
         self.dev_labels = [label for documents in dev for label in documents.labels]

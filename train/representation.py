@@ -132,6 +132,16 @@ def spread(sentences: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     return list(sentences[::step])
 
 
+def projection_width(config: DistillConfig, representation_width: int) -> int:
+    """R of a student's projection: that of the cached states, else of a head that wants one.
+
+    Args:
+        config: all settings.
+        representation_width: of the cache's representations; 0 where it has none.
+    """
+    return representation_width or (COMPONENTS if config.projected else 0)
+
+
 def kept_components(config: DistillConfig, teacher: Teacher) -> int:
     """How many principal components of a teacher's hidden states are kept; 0 for the states.
 

@@ -20,7 +20,7 @@ from xdistil_fast.train.cache import Batch
 from xdistil_fast.train.config import DistillConfig, parse_size
 from xdistil_fast.train.corpora import Corpus
 from xdistil_fast.train.languages import language_report, languages_of, score_languages
-from xdistil_fast.train.representation import COMPONENTS
+from xdistil_fast.train.representation import projection_width
 from xdistil_fast.train.student import Dropout, FloatArray, Student, tag_words
 from xdistil_fast.train.teacher import Teacher
 from xdistil_fast.train.vocabulary import Vocabulary
@@ -62,7 +62,7 @@ class Tagging:
             representation_width: R of the cache's representations; 0 where it has none.
         """
         self.config, self.labels, self.vocabulary = config, list(labels), vocabulary
-        self.projection_width = representation_width or (COMPONENTS if config.projected else 0)
+        self.projection_width = projection_width(config, representation_width)
         self.inside = inside_of(self.labels)
         self.scheme = scheme_of(self.labels)
         self.dev_languages = languages_of(dev)

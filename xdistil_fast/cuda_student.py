@@ -183,7 +183,6 @@ class CudaStudent(Student):
         # The layer over hidden states, and after a projection the output layer.
         layers = ["projection", "output"] if self.config.projection_size else ["output"]
         self._layer_biases = [kept(np.asarray(tensors[f"{name}.bias"])) for name in layers]
-        matrices = [as_floats(tensors, f"{name}.weight") for name in layers]
         self._scales: Any = None
         if in_bytes:
             levels_of_layers = [as_bytes(tensors, f"{name}.weight") for name in layers]
@@ -193,6 +192,7 @@ class CudaStudent(Student):
             self._scales = kept(_interleave(*(scales / _HIDDEN_LEVELS for _, scales in weights)))
             forward, reverse = (kept(levels, np.int8) for levels, _ in weights)
         else:
+            matrices = [as_floats(tensors, f"{name}.weight") for name in layers]
             forward, reverse = (kept(as_floats(tensors, name[1])) for name in names)
         self._layers = [kept(matrix) for matrix in matrices]
         elements = extension.lstm_packed_size(self.precision, False, hidden)
