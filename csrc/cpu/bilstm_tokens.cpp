@@ -253,26 +253,32 @@ void TokenBiLstm::make_rows(const int32_t* ids, int64_t count, char* to, int thr
   const int H = sizes_.hidden_size, E = sizes_.embedding_size;
   const int columns = 4 * round_up(H, kernels_.lanes);
   const size_t input_size = input_.size() / 2;
-  parallel_for(static_cast<int>((count + kRows - 1) / kRows), threads, [&](int task, int) {
+  const int tasks = static_cast<int>((count + kRows - 1) / kRows);
+  // Halves are made from floats; room for those is found here, as a task must not throw.
+  const size_t float_rows = std::min<size_t>(kRows, static_cast<size_t>(count));
+  const size_t slot_size = float_rows * static_cast<size_t>(columns);
+  std::vector<float> floats;
+  if (precision_ != Precision::kFloat32)
+    floats.resize(slot_size * static_cast<size_t>(parallel_slots(tasks, threads)));
+  parallel_for(tasks, threads, [&](int task, int slot) {
     const int64_t first = static_cast<int64_t>(task) * kRows;
     const int rows = static_cast<int>(std::min<int64_t>(kRows, count - first));
     const float* a_rows[kRows];
     float* c_rows[kRows];
-    std::vector<float> values;
-    if (precision_ != Precision::kFloat32)
-      values.resize(static_cast<size_t>(rows) * static_cast<size_t>(columns));
+    float* values =
+        floats.empty() ? nullptr : floats.data() + static_cast<size_t>(slot) * slot_size;
     for (int d = 0; d < 2; ++d) {
       char* half = to + first * static_cast<int64_t>(row_nbytes_) + d * (row_nbytes_ / 2);
       for (int r = 0; r < rows; ++r) {
         a_rows[r] = embedding_ + static_cast<ptrdiff_t>(ids[first + r]) * E;
-        c_rows[r] = values.empty()
+        c_rows[r] = values == nullptr
                         ? reinterpret_cast<float*>(half + static_cast<size_t>(r) * row_nbytes_)
-                        : values.data() + static_cast<ptrdiff_t>(r) * columns;
+                        : values + static_cast<ptrdiff_t>(r) * columns;
       }
       const float* panels = input_.data() + static_cast<size_t>(d) * input_size;
       const float* bias = panels + static_cast<ptrdiff_t>(columns) * E;
       kernels_.gemm({a_rows, 1, rows, {panels, E, columns}, c_rows, bias, false});
-      for (int r = 0; r < rows && !values.empty(); ++r)
+      for (int r = 0; r < rows && values != nullptr; ++r)
         inference_.to_half(c_rows[r],
                            reinterpret_cast<Half*>(half + static_cast<size_t>(r) * row_nbytes_),
                            columns);
