@@ -259,6 +259,8 @@ class Classifier(TextModel):
         return out
 
     def _softmax(self, logits: Floats) -> Floats:
+        if not np.isfinite(logits).all():
+            raise ValueError("the model's scores are not finite: its weights overflow float32")
         shares = np.empty_like(logits)
         _core.softmax(logits, shares, self.threads)
         return shares

@@ -86,6 +86,7 @@ def validate_labels(labels: Sequence[str]) -> None:
     for index, label in enumerate(labels):
         if not isinstance(label, str):
             raise ValueError(f"labels[{index}] is {label!r}; it must be a string")
+        _check_encodable(index, label)
         if label in seen:
             raise ValueError(f"labels[{index}] {label!r} stands twice; labels must be distinct")
         seen.add(label)
@@ -113,6 +114,11 @@ def _validate_iob2(labels: Sequence[str]) -> None:
                 raise ValueError(f"labels lack '{prefix}-{name}'; every type needs both B- and I-")
 
 
+def _check_encodable(index: int, label: str) -> None:
+    if any("\ud800" <= char <= "\udfff" for char in label):
+        raise ValueError(f"labels[{index}] is {label!r}; lone surrogates are not allowed")
+
+
 def scheme_of(labels: Iterable[str]) -> Scheme:
     """Scheme of a list of labels, or of all tags of a text: IOB2 if one begins `B-` or `I-`."""
     return "IOB2" if any(label[:2] in ("B-", "I-") for label in labels) else "tags"
@@ -132,8 +138,7 @@ def validate_classes(labels: Sequence[str]) -> None:
     for index, label in enumerate(labels):
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"labels[{index}] is {label!r}; it must be a non-empty string")
-        if any("\ud800" <= char <= "\udfff" for char in label):
-            raise ValueError(f"labels[{index}] is {label!r}; lone surrogates are not allowed")
+        _check_encodable(index, label)
         if label in seen:
             raise ValueError(f"labels[{index}] {label!r} stands twice; labels must be distinct")
         seen.add(label)

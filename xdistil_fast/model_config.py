@@ -27,7 +27,8 @@ STORED_PRECISIONS = ("float32", "int8")
 CRF_TENSORS = ("crf.start_transitions", "crf.end_transitions", "crf.transitions")
 
 # Matrices that a folder of precision "int8" stores as bytes, each with `scales_name` beside it, and
-# those of them that kernels multiply as bytes.
+# those of them that kernels multiply as bytes where they meet hidden states of seven bits: with a
+# projection that is the projection, and the output layer is widened to floats.
 MULTIPLIED_AS_BYTES = (
     "bilstm.weight_hh_l0",
     "bilstm.weight_hh_l0_reverse",
@@ -70,7 +71,8 @@ class ModelConfig:
         hidden_size: H of each direction.
         head: "softmax" or "crf"; of a text classifier "softmax".
         window: most pieces of a text that the BiLSTM reads at once.
-        stride: pieces that two neighbouring windows of a longer text share; below `window`.
+        stride: pieces that two neighbouring windows of a longer text share; at most half of
+            `window`.
         precision: how the weights are stored: "float32" (the embedding table perhaps in half
             precision) or "int8". Says also how the student runs unless told otherwise.
         task: "token-classification" or "text-classification".
@@ -263,8 +265,11 @@ def _check_values(config: ModelConfig) -> None:
             raise ModelError(
                 f"{name} is {show(value)}; it must be an integer from {smallest} to {largest}"
             )
-    if config.stride >= config.window:
-        raise ModelError(f"stride is {config.stride}; it must be below window {config.window}")
+    # Each piece of a long text is read window / (window - stride) times.
+    if config.stride > config.window // 2:
+        raise ModelError(
+            f"stride is {config.stride}; it must be at most half of window {config.window}"
+        )
     need("library_version", config.library_version, str, "a string")
     for name in ("lineage", "metrics"):
         need(name, getattr(config, name), dict, "an object")

@@ -9,12 +9,13 @@ value and what is allowed.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ FILES = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CARD_FILE)
 
 _MAX_CONFIG_BYTES = 16 << 20
 _MAX_TOKENIZER_BYTES = 512 << 20
+# Times that a normalizer may lengthen a text; those in use at most a few.
+_MAX_GROWTH = 256
 _EMBEDDED = Path(__file__).parent / "models"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -229,6 +232,7 @@ def load_tokenizer(
         ModelError: it does not load, has no vocabulary, an id is out of range, or it cannot encode
             text outside its vocabulary.
     """
+    _check_growth(text, where)
     try:
         tokenizer = Tokenizer.from_str(text)
         tokenizer.no_truncation()
@@ -250,6 +254,36 @@ def load_tokenizer(
             f"of {CONFIG_FILE}",
         )
     return tokenizer
+
+
+def _check_growth(text: str, where: str | os.PathLike[str]) -> None:
+    """Refuses a normalizer that makes of a short text one that no memory holds."""
+    try:
+        spec = json.loads(text)
+    except (ValueError, RecursionError):
+        return  # the library says what is wrong with it
+    growth = 1
+    for step in _steps(spec.get("normalizer") if isinstance(spec, dict) else None):
+        if step.get("type") == "Replace":
+            growth *= max(1, len(str(step.get("content"))))
+        elif step.get("type") == "Prepend":
+            growth *= 1 + len(str(step.get("prepend")))
+        elif step.get("type") == "Precompiled":
+            growth *= 4  # what NFKC makes of most characters at most
+        if growth > _MAX_GROWTH:
+            fail(where, f"has a normalizer that may lengthen a text more than {_MAX_GROWTH} times")
+
+
+def _steps(normalizer: object) -> Iterator[dict[str, Any]]:
+    """The steps of a normalizer of the `tokenizers` library, sequences unfolded."""
+    left = [normalizer]
+    while left:
+        step = left.pop()
+        if isinstance(step, dict):
+            nested = step.get("normalizers")
+            if isinstance(nested, list):
+                left += nested
+            yield step
 
 
 def save_folder(

@@ -2,9 +2,10 @@
 
 A quantised matrix is an int8 array and a float32 scale for each of its rows, the output channels
 (of the embedding table: the pieces): row n stands for ``scales[n] * bytes[n]``. The bytes of the
-matrices that int8 kernels multiply, the recurrent weights and the output layer, are chosen by
-`_core.quantize_rows`, so that the 16-bit sums of any instruction set hold them exactly; all others
-only save space and are multiplied as floats.
+matrices that int8 kernels may multiply, the recurrent weights, the projection and the output layer,
+are chosen by `_core.quantize_rows`, so that the 16-bit sums of any instruction set hold them
+exactly; all others only save space and are multiplied as floats, and so is an output layer that
+reads a projection or a pooled state.
 """
 
 from __future__ import annotations

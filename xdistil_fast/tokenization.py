@@ -196,7 +196,7 @@ def plan_windows(
     Args:
         length: pieces of the text.
         window: most pieces of one window.
-        stride: pieces two neighbours share; below `window`.
+        stride: pieces two neighbours share; at most half of `window`.
         word_starts: ascending piece indices at which words begin.
 
     Returns:

@@ -20,6 +20,8 @@ from xdistil_fast import _core
 _MAX_WORD_LIMIT = 1000
 _MAX_TOKEN_LENGTH = 200
 _MAX_ID = (1 << 28) - 1
+# The trie has an edge for each, of some 50 bytes. Multilingual BERT has 0.8 million.
+_MAX_VOCABULARY_CHARS = 1 << 24
 
 _SECTIONS = {
     "version",
@@ -60,6 +62,7 @@ def compile_wordpiece(tokenizer: Tokenizer) -> _core.WordPiece | None:
         model["unk_token"] not in vocabulary
         or any(everything.get(content) != index for content, index in added.items())
         or max(everything.values()) > _MAX_ID
+        or sum(map(len, vocabulary)) > _MAX_VOCABULARY_CHARS
     ):
         return None
     accents = normalizer["strip_accents"]

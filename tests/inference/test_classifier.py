@@ -311,6 +311,36 @@ def test_tag_names_the_class(model: str, capsys: pytest.CaptureFixture[str]) -> 
     assert "xdistil_fast.Classifier" in capsys.readouterr().err
 
 
+def test_tsv_is_words_or_texts(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.tsv"
+    source.write_text("good film\tpos\nbad film\tneg\n", "utf-8")
+    for arguments in (
+        ["classify", "--model", model, str(source)],
+        ["bench", model, "--data", str(source)],
+    ):
+        assert main(arguments) == 2
+        assert ".tsv" in capsys.readouterr().err
+    assert main(["classify", "--model", model, str(source), "--input-format", "conll"]) == 0
+
+
+def test_scores_that_overflow_are_refused(
+    model: str, sentences: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = Classifier.from_pretrained(model)
+    original = classifier._student.class_logits
+
+    def wrong(*args: Any) -> Any:
+        logits = original(*args)
+        logits[0, 0] = np.inf
+        return logits
+
+    monkeypatch.setattr(classifier._student, "class_logits", wrong)
+    with pytest.raises(ValueError, match="scores are not finite"):
+        classifier(sentences[0])
+
+
 def test_long_text_is_refused_by_line(
     model: str, sentences: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

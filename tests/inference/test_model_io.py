@@ -202,7 +202,8 @@ def test_config_is_not_json(copy: Path, content: bytes, message: str) -> None:
         ({"hidden_size": 10**400}, "hidden_size is 1000"),
         ({"window": 0}, "window is 0"),
         ({"stride": -1}, "stride is -1"),
-        ({"stride": 24}, "stride is 24; it must be below window 24"),
+        ({"stride": 13}, "stride is 13; it must be at most half of window 24"),
+        ({"labels": ["O", "B-\ud800", "I-\ud800"]}, "lone surrogates"),
         ({"library_version": None}, "library_version is None"),
         ({"lineage": []}, "lineage is []"),
         ({"metrics": "x" * 10_000}, "metrics is 'xxx"),
@@ -242,7 +243,7 @@ def test_config_too_long(copy: Path) -> None:
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"labels": ("O",)}, "no entity type"),
         ({"labels": "O"}, "must be a list"),
-        ({"stride": 600}, "below window"),
+        ({"stride": 600}, "half of window"),
         ({"format_version": 2}, "format_version"),
     ],
 )
@@ -424,6 +425,24 @@ def test_tokenizer_with_empty_vocabulary(copy: Path) -> None:
     model = {"type": "BPE", "vocab": {}, "merges": []}
     edit_tokenizer(copy, lambda t: t.update(model=model, added_tokens=[]))
     refused(copy, "tokenizer.json", "empty vocabulary")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"type": "Replace", "pattern": {"String": "x"}, "content": "xx"},
+        {"type": "Prepend", "prepend": "xxxx"},
+    ],
+)
+def test_normalizer_that_lengthens_a_text(copy: Path, step: dict[str, Any]) -> None:
+    def nest(count: int) -> dict[str, Any]:
+        inner = {"type": "Sequence", "normalizers": [step] * count}
+        return {"type": "Sequence", "normalizers": [inner, {"type": "Lowercase"}]}
+
+    edit_tokenizer(copy, lambda t: t.update(normalizer=nest(2)))
+    load_folder(copy)
+    edit_tokenizer(copy, lambda t: t.update(normalizer=nest(60)))
+    refused(copy, "tokenizer.json", "normalizer that may lengthen a text more than 256 times")
 
 
 def test_tokenizer_truncation_and_padding_are_off(copy: Path) -> None:

@@ -140,6 +140,17 @@ def test_no_unknown_token(spec: Spec) -> None:
     assert compile_wordpiece(Tokenizer.from_str(json.dumps(spec))) is None
 
 
+def test_a_huge_vocabulary_is_left_to_the_library(
+    spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    size = sum(map(len, tokenizer.get_vocab(with_added_tokens=False)))
+    monkeypatch.setattr("xdistil_fast.wordpiece._MAX_VOCABULARY_CHARS", size)
+    assert compile_wordpiece(tokenizer) is not None
+    monkeypatch.setattr("xdistil_fast.wordpiece._MAX_VOCABULARY_CHARS", size - 1)
+    assert compile_wordpiece(tokenizer) is None
+
+
 def test_the_embedded_model_is_compiled() -> None:
     folder = Path(xdistil_fast.__file__).parent / "models" / "en-ner"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

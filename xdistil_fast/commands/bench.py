@@ -18,7 +18,7 @@ from tqdm import tqdm
 from xdistil_fast import _core
 from xdistil_fast.classifier import Classifier
 from xdistil_fast.commands import footprint
-from xdistil_fast.commands.records import RecordReader, guess_format
+from xdistil_fast.commands.records import RecordReader, guess_format, is_tsv
 from xdistil_fast.model_config import PRECISIONS, TEXT_CLASSIFICATION
 from xdistil_fast.model_io import FILES, ModelFolder, load_folder, resolve_model
 from xdistil_fast.student import Student
@@ -190,6 +190,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     folder = resolve_model(args.model)
     content = load_folder(folder)
+    if content.config.task == TEXT_CLASSIFICATION and args.data and is_tsv(args.data.name):
+        raise ValueError(f"--data {args.data}: of .tsv this command reads words, not texts")
     texts = _texts(args.data, args.texts)
     if args.teacher and content.config.task == TEXT_CLASSIFICATION:
         raise ValueError("--teacher is for students that tag; a text classifier is measured alone")

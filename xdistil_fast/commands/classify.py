@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xdistil_fast.classifier import Classifier
-from xdistil_fast.commands.records import Record
+from xdistil_fast.commands.records import Record, is_tsv
 from xdistil_fast.commands.stream import (
     Work,
     add_model_argument,
@@ -17,6 +17,7 @@ from xdistil_fast.commands.stream import (
     check_lengths,
     line,
     model_or,
+    refuse_stream_arguments,
     run_stream,
     runtime_options,
     to_json,
@@ -61,12 +62,16 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--top-k is {args.top_k}; it must be 0 (all classes) or more")
     if args.text is not None:
         return _classify_string(args)
+    if args.input_format is None and args.input is not None and is_tsv(args.input):
+        raise ValueError(
+            f"{args.input}: of .tsv this command cannot tell whether it holds texts or words; "
+            "--input-format conll reads words in columns; for texts make it .jsonl or .txt"
+        )
     return run_stream(args, lambda: _load(args), {"--top-k": args.top_k})
 
 
 def _classify_string(args: argparse.Namespace) -> int:
-    if args.output is not None:
-        raise ValueError("-o is for FILE; the result of --text is printed")
+    refuse_stream_arguments(args)
     classifier = Classifier.from_pretrained(
         model_or(args.model, DEFAULT_MODEL), **runtime_options(args)
     )

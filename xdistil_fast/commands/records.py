@@ -66,6 +66,11 @@ class Position:
     input_sha256: str
 
 
+def is_tsv(name: str) -> bool:
+    """Whether a file is named as columns: words of a tagger, or texts of a classifier."""
+    return Path(name.lower().removesuffix(".gz")).suffix == ".tsv"
+
+
 def guess_format(name: str) -> str:
     """Format of a file by its name, without a final `.gz`; `txt` where it tells nothing."""
     return _SUFFIXES.get(Path(name.lower().removesuffix(".gz")).suffix, "txt")

@@ -62,6 +62,19 @@ def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
 
+def refuse_stream_arguments(args: argparse.Namespace) -> None:
+    """Refuses those of `add_stream_arguments` that say nothing about a string (ValueError)."""
+    given = {
+        "-o": args.output is not None,
+        "--input-format": args.input_format is not None,
+        "--no-text": args.no_text,
+        "--errors": args.errors != "strict",
+        "--restart": args.restart,
+    }
+    for name in filter(given.get, given):
+        raise ValueError(f"{name} is for FILE; the result of --text is printed")
+
+
 def add_model_argument(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds `--model`, with the embedded model that is meant where none is given."""
     parser.add_argument(
@@ -107,8 +120,10 @@ def runtime_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_runtime_arguments` read, as arguments of a `TextModel`.
 
     Raises:
-        ValueError, RuntimeError: the device is none, or does not run here.
+        ValueError, RuntimeError: the device is none, or does not run here; less than no memory.
     """
+    if args.max_memory is not None and args.max_memory < 0:
+        raise ValueError(f"--max-memory is {args.max_memory}; it must be 0 or more, in MB")
     memory = None if args.max_memory is None else args.max_memory * 1_000_000
     options = {"threads": args.threads, "precision": args.precision, "max_memory": memory}
     if args.device is not None:
@@ -135,6 +150,8 @@ def run_stream(
     """
     path = None if args.input in (None, "-") else Path(args.input)
     _check_output(args.output, path)
+    if args.restart and args.output is None:
+        raise ValueError("--restart is for -o OUT; what goes to standard output begins anew anyway")
     kind = args.input_format or ("txt" if path is None else guess_format(path.name))
     model, folder, work = load()
     reader = RecordReader(path, kind, args.errors)
