@@ -40,6 +40,8 @@ _TRAINING = {
         "write the results page from run records, or a student's report in HTML",
     ),
 }
+# Typed again, these go on where they were; `tag` and `classify` say for themselves whether they do.
+_RESUMABLE = ("pretrain", "teacher", "distill", "sweep")
 _EXTRA = ("torch", "transformers", "pyarrow")
 
 EXIT_ERROR = 2
@@ -56,6 +58,8 @@ class _Parser(argparse.ArgumentParser):
             if arg == "--" or (self._subparsers is not None and not arg.startswith("-")):
                 break  # what follows a command is for that command's parser
             name = arg.partition("=")[0]
+            if " " in name:
+                continue  # text, and not the name of an option: argparse takes it for a value too
             if name.startswith("--") and name not in self._option_string_actions:
                 self.error(f"unknown option {name}" + _nearest(name, self._option_string_actions))
         return super().parse_known_args(args, namespace)
@@ -87,11 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_PIPE
     except KeyboardInterrupt as stop:
         _drop_stdout()
-        return _fail(str(stop) or "interrupted; run the same command to go on", EXIT_INTERRUPTED)
+        kept = "; run the same command to go on" if _command(argv) in _RESUMABLE else ""
+        return _fail(str(stop) or f"interrupted{kept}", EXIT_INTERRUPTED)
     except OSError as error:
         _drop_stdout()
         name = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         return _fail(f"{name}{error.strerror or error}")
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}" if str(error) else "not enough memory")
     except (ValueError, TypeError, DeviceError) as error:
         return _fail(str(error))
     return status
@@ -102,8 +109,12 @@ def entry_point() -> NoReturn:
     sys.exit(main())
 
 
+def _command(argv: list[str]) -> str | None:
+    return next((arg for arg in argv if not arg.startswith("-")), None)
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
-    command = next((arg for arg in argv if not arg.startswith("-")), None)
+    command = _command(argv)
     parser = _Parser(
         prog="xdistil",
         description="Tag and classify text with small students distilled from large models.",

@@ -15,7 +15,7 @@ import pytest
 import xdistil_fast
 from xdistil_fast import Tagger, _core, cli
 from xdistil_fast.commands import doctor
-from xdistil_fast.model_config import PRECISIONS
+from xdistil_fast.model_config import POOLINGS, PRECISIONS
 from xdistil_fast.model_io import file_digest
 from xdistil_fast.scoring import score
 
@@ -178,6 +178,7 @@ sys.exit(main(sys.argv[1:]))
         (ValueError("two\nlines"), 2, "two lines"),
         (OSError(28, "No space left on device", "a/b"), 2, "a/b: No space left on device"),
         (OSError("odd"), 2, "odd"),
+        (MemoryError(), 2, "not enough memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (KeyboardInterrupt("go on so"), 130, "go on so"),
     ],
@@ -193,6 +194,14 @@ def test_errors_of_commands(
     assert found == status
     assert err.startswith(f"xdistil: error: {message}")
     assert err.count("\n") == 1
+    assert "go on" not in err.replace("go on so", "")  # that is for commands that can
+
+
+def test_options_of_doctor_are_for_a_model(run: Any) -> None:
+    for option in (["--precision", "int8"], ["--threads", "2"], ["--max-memory", "1"]):
+        status, _, err = run("doctor", *option)
+        assert status == 2
+        assert "are for MODEL, and none was given" in err
 
 
 def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +282,26 @@ def test_self_test_sees_wrong_scores_of_one_precision(
     assert status == 1
     assert "ok: NO" in out
     errors = doctor.self_test()
-    assert errors.pop(f"student {precision}") == pytest.approx(0.5, abs=0.2)
+    for kind in ("student", "projected student"):
+        assert errors.pop(f"{kind} {precision}") == pytest.approx(0.5, abs=0.2)
+    assert max(errors.values()) < 0.2
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_self_test_sees_wrong_scores_of_one_pooling(
+    monkeypatch: pytest.MonkeyPatch, pooling: str
+) -> None:
+    original = _core.student_class_scores
+    order = iter(POOLINGS)
+
+    def wrong(*args: Any) -> None:
+        original(*args)
+        if next(order) == pooling:
+            args[-1].flat[-1] += 0.5
+
+    monkeypatch.setattr(_core, "student_class_scores", wrong)
+    errors = doctor.self_test()
+    assert errors.pop(f"classifier {pooling}") == pytest.approx(0.5, abs=0.2)
     assert max(errors.values()) < 0.2
 
 

@@ -203,5 +203,7 @@ def test_footprint(softmax_folder: Path) -> None:
 
 def test_footprint_tells_why_it_failed(tmp_path: Path) -> None:
     arguments = {"model": str(tmp_path), "threads": 1, "precision": "float32"}
-    with pytest.raises(RuntimeError, match=r"load_tagger failed in its process: .*config\.json"):
+    with pytest.raises(
+        ChildProcessError, match=r"load_tagger failed in its process: .*config\.json"
+    ):
         footprint.measure("xdistil_fast.commands.bench:load_tagger", arguments, ["Ada."])

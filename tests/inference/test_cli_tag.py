@@ -134,6 +134,33 @@ def test_jsonl(run: Any, tagger: Tagger) -> None:
     assert "Zoë" in out.decode()
     _, bare, _ = run("in.jsonl", "--no-text")
     assert list(objects(bare)[0]) == ["id", "entities", "more"]
+    assert list(objects(bare)[2]) == ["id", "tags"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--text", "Ada", "-o", "out"], "-o is for FILE"),
+        (["--text", "Ada", "--input-format", "txt"], "--input-format is for FILE"),
+        (["--text", "Ada", "--no-text"], "--no-text is for FILE"),
+        (["--text", "Ada", "--errors", "replace"], "--errors is for FILE"),
+        (["--text", "Ada", "--restart"], "--restart is for FILE"),
+        (["in.txt", "--restart"], "--restart is for -o OUT"),
+        (["in.txt", "--no-text", "--format", "conll"], "--no-text is for --format jsonl"),
+        (["in.txt", "--max-memory", "-5"], "--max-memory is -5; it must be 0 or more, in MB"),
+    ],
+)
+def test_arguments_without_a_meaning(run: Any, args: list[str], message: str) -> None:
+    write_lines("in.txt", ["Ada"])
+    status, out, err = run(*args)
+    assert (status, out) == (2, b"")
+    assert message in err
+
+
+def test_text_that_looks_like_an_option(run: Any, tagger: Tagger) -> None:
+    for text in ("-- Ada wrote", "--text is Ada"):
+        status, out, _ = run("--text", text)
+        assert (status, json.loads(out)) == (0, tagger(text))
 
 
 def test_conll(run: Any, tagger: Tagger) -> None:
@@ -461,6 +488,13 @@ def test_damaged_record(
     assert message in err
     assert "--restart" in err
     assert Path("out.part").read_bytes() == before
+
+
+def test_killed_before_the_first_record(run: Any, lines: list[str]) -> None:
+    write_lines("in.txt", lines)
+    Path("out.part").touch()
+    assert run("in.txt", "-o", "out")[0] == 0
+    assert Path("out").read_bytes() == run("in.txt")[1]
 
 
 def test_two_at_once(run: Any) -> None:

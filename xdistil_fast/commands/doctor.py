@@ -16,7 +16,7 @@ from xdistil_fast import __version__, _core
 from xdistil_fast._backend import cuda_report
 from xdistil_fast.commands.stream import add_runtime_arguments, runtime_options
 from xdistil_fast.cuda_student import student_on
-from xdistil_fast.model_config import PRECISIONS
+from xdistil_fast.model_config import POOLINGS, PRECISIONS
 from xdistil_fast.model_io import (
     FILES,
     ModelFolder,
@@ -26,7 +26,7 @@ from xdistil_fast.model_io import (
     resolve_model,
 )
 from xdistil_fast.reference.lstm import bilstm_forward
-from xdistil_fast.reference.student import student_scores
+from xdistil_fast.reference.student import student_class_scores, student_scores
 from xdistil_fast.train import runs
 
 _PACKAGES = (
@@ -39,7 +39,7 @@ _TOLERANCE = 1e-5
 # Where a number next to the middle between two levels may be rounded to either side: of float16, or
 # of a hidden state of int8 or bfloat16, which the next steps read. At least twice what the worst of
 # 300 batches like this one had.
-_TOLERANCES = {"student bfloat16": 1e-3, "student int8": 0.2}
+_TOLERANCES = {"bfloat16": 1e-3, "int8": 0.2}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -58,6 +58,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command; returns the exit status."""
+    if args.model is None and any(value for value in runtime_options(args).values()):
+        raise ValueError(
+            "--threads, --precision, --max-memory and --device are for MODEL, and none was given"
+        )
     machine = runs.machine_info()
     errors = self_test()
     report: dict[str, Any] = {
@@ -98,7 +102,7 @@ def self_test() -> dict[str, float]:
         Largest absolute difference by kernel; of Viterbi, the share of tags that differ.
     """
     random = np.random.default_rng(0)
-    inputs, hidden, num_tags = 5, 11, 4
+    inputs, hidden, width, num_tags = 5, 11, 7, 4
     cu_seqlens = np.array([0, 3, 3, 8], np.int32)
     total = int(cu_seqlens[-1])
 
@@ -109,6 +113,8 @@ def self_test() -> dict[str, float]:
     columns: tuple[tuple[int, ...], ...] = ((inputs,), (hidden,), (), ())
     weights = [normal(4 * hidden, *column) for _ in range(2) for column in columns]
     output, bias = normal(num_tags, 2 * hidden), normal(num_tags)
+    # Of what the projection makes of rounded states the scores see a quarter, as of the states.
+    narrow = normal(num_tags, width) / 4
     start, end, transitions = normal(num_tags), normal(num_tags), normal(num_tags, num_tags)
     transitions[0, 1] = -np.inf
     bilstm: list[Any] = []
@@ -138,16 +144,29 @@ def self_test() -> dict[str, float]:
         "crf marginals": _difference(marginals, np.concatenate([item[0] for item in expected])),
         "crf viterbi": float(np.mean(tags != np.concatenate([item[1] for item in expected]))),
         **{
-            f"student {precision}": _student_error(
-                precision, table, bilstm, (output, bias), ids, cu_seqlens
+            f"{kind} {precision}": _student_error(
+                precision, table, bilstm, layer, ids, cu_seqlens, projection
+            )
+            for kind, layer, projection in (
+                ("student", (output, bias), None),
+                ("projected student", (narrow, bias), (normal(width, 2 * hidden), normal(width))),
             )
             for precision in PRECISIONS
+        },
+        **{
+            f"classifier {pooling}": _classifier_error(
+                pooling, table, bilstm, (output, bias), ids, cu_seqlens
+            )
+            for pooling in POOLINGS
         },
     }
 
 
 def _within_tolerance(errors: dict[str, float]) -> bool:
-    return all(error <= _TOLERANCES.get(name, _TOLERANCE) for name, error in errors.items())
+    return all(
+        error <= _TOLERANCES.get(name.rpartition(" ")[2], _TOLERANCE)
+        for name, error in errors.items()
+    )
 
 
 def _student_error(
@@ -157,19 +176,45 @@ def _student_error(
     output: tuple[Any, Floats],
     ids: NDArray[np.int32],
     cu_seqlens: NDArray[np.int32],
+    projection: tuple[Any, Floats] | None,
 ) -> float:
     if precision == "int8":
         w_ih, w_hh, bias, w_ih_reverse, w_hh_reverse, bias_reverse = bilstm
         bilstm = [w_ih, _as_bytes(w_hh), bias, w_ih_reverse, _as_bytes(w_hh_reverse), bias_reverse]
         output = _as_bytes(output[0]), output[1]
-    every_other = np.arange(0, len(table), 2, dtype=np.int32)  # the rest is computed in the call
-    weights = _core.StudentWeights(precision, table, bilstm, output, every_other)
+        projection = None if projection is None else (_as_bytes(projection[0]), projection[1])
+    weights = _core.StudentWeights(
+        precision, table, bilstm, output, _every_other(table), projection=projection
+    )
     scores = np.empty((len(ids), len(output[1])), np.float32)
     _core.student_scores(weights, ids, cu_seqlens, scores)
+    products = _core.multiplies_bfloat16()
     expected = student_scores(
-        ids, cu_seqlens, table, bilstm, output, precision, _core.multiplies_bfloat16()
+        ids, cu_seqlens, table, bilstm, output, precision, products, projection
     )
     return _difference(scores, expected)
+
+
+def _classifier_error(
+    pooling: str,
+    table: Floats,
+    bilstm: list[Any],
+    output: tuple[Floats, Floats],
+    ids: NDArray[np.int32],
+    cu_seqlens: NDArray[np.int32],
+) -> float:
+    weights = _core.StudentWeights(
+        "float32", table, bilstm, output, _every_other(table), pooling=pooling
+    )
+    scores = np.empty((len(cu_seqlens) - 1, len(output[1])), np.float32)
+    _core.student_class_scores(weights, ids, cu_seqlens, scores)
+    expected = student_class_scores(ids, cu_seqlens, table, bilstm, output, pooling)
+    return _difference(scores, expected)
+
+
+def _every_other(table: Floats) -> NDArray[np.int32]:
+    """Pieces whose rows are kept; the others are computed in the call."""
+    return np.arange(0, len(table), 2, dtype=np.int32)
 
 
 def _as_bytes(weight: Floats) -> tuple[NDArray[np.int8], Floats]:

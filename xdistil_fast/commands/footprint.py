@@ -47,7 +47,7 @@ def measure(factory: str, arguments: Mapping[str, Any], texts: Sequence[str]) ->
         texts: tagged once.
 
     Raises:
-        RuntimeError: the process failed; its last line of errors is in the message.
+        ChildProcessError: the process failed; its last line of errors is in the message.
     """
     request = {"factory": factory, "arguments": dict(arguments), "texts": list(texts)}
     result = subprocess.run(
@@ -60,7 +60,7 @@ def measure(factory: str, arguments: Mapping[str, Any], texts: Sequence[str]) ->
     )
     if result.returncode:
         reason = (result.stderr.strip() or "no message").splitlines()[-1]
-        raise RuntimeError(f"{factory} failed in its process: {reason}")
+        raise ChildProcessError(f"{factory} failed in its process: {reason}")
     return Footprint(**json.loads(result.stdout.splitlines()[-1]))
 
 

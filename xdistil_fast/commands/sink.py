@@ -77,7 +77,9 @@ class FileSink:
         self._settings = dict(settings)
         self.start: Position | None = None
         size = 0
-        found = resumable and not restart and self.part.exists()
+        # An empty one without a record is what a kill, or a full disk, left of the first moment.
+        begun = self.part.exists() and (self._record.exists() or self.part.stat().st_size > 0)
+        found = resumable and not restart and begun
         self._file: IO[bytes] = self.part.open("ab", buffering=0)
         try:
             _lock(self._file, self.part)

@@ -18,6 +18,7 @@ from xdistil_fast.commands.stream import (
     check_lengths,
     line,
     model_or,
+    refuse_stream_arguments,
     run_stream,
     runtime_options,
     to_json,
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("FILE and --text were both given; allowed is one of them")
     if args.text is not None:
         return _tag_string(args)
+    if args.no_text and args.format == "conll":
+        raise ValueError("--no-text is for --format jsonl; conll is the words and their tags")
     return run_stream(args, lambda: _load(args), {"--format": args.format})
 
 
@@ -69,8 +72,7 @@ def _load(args: argparse.Namespace) -> tuple[TextModel, Path, Work]:
 
 
 def _tag_string(args: argparse.Namespace) -> int:
-    if args.output is not None:
-        raise ValueError("-o is for FILE; the result of --text is printed")
+    refuse_stream_arguments(args)
     tagger = Tagger.from_pretrained(model_or(args.model, DEFAULT_MODEL), **runtime_options(args))
     text = args.text
     tagged = tagger.tag_batch([text], args.truncation)
@@ -108,15 +110,21 @@ def _tag_records(
             if conll:
                 out.append(_conll(zip(record.words, row, strict=True), where))
             else:
-                out.append(line({**record.fields, "tokens": record.words, "tags": row}))
+                fields = {**record.fields, "tokens": record.words, "tags": row}
+                out.append(_line(args, fields))
         elif conll:
             out.append(_conll(next(words), where))
         else:
             fields = {**record.fields, "text": record.text, "entities": next(entities)}
-            if args.no_text:
-                del fields["text"]
-            out.append(line(fields))
+            out.append(_line(args, fields))
     return b"".join(out), tagged.pieces + tagged_split.pieces
+
+
+def _line(args: argparse.Namespace, fields: dict[str, Any]) -> bytes:
+    if args.no_text:
+        fields.pop("text", None)
+        fields.pop("tokens", None)
+    return line(fields)
 
 
 def _conll(row: Iterable[tuple[str, str]], where: str) -> bytes:
