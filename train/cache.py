@@ -360,7 +360,8 @@ def fill_all(
     """
     filled = []
     for file, stream in zip(files, streams, strict=True):
-        shards = Shards(root, {**about, "role": file["role"], "file": file["digest"]}, ranks)
+        own = {"role": file["role"], "file": file["digest"], "format": file["format"]}
+        shards = Shards(root, {**about, **own}, ranks)
         if not shards.complete:
             name = "/".join(Path(file["name"]).parts[-2:])
             shards.fill(

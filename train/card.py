@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from xdistil_fast.model_config import TEXT_CLASSIFICATION
 from xdistil_fast.model_io import ModelConfig
 from xdistil_fast.train import runs
 from xdistil_fast.train.evaluation import data_key
+from xdistil_fast.train.languages import language_lines
 
 _TEST_TITLE = "## Scores on test data"
 
@@ -82,10 +83,12 @@ def model_card(
         "",
         ("Texts of dev" if classes else "Strict, word level")
         + ", 0 to 100, by the code and with the weights in this folder. "
-        f"Dev chose the epoch ({metrics['best_epoch']} of {len(record['history'])}).",
+        f"Dev chose the epoch ({metrics['best_epoch']} of {len(record['history'])}"
+        + ("; by the mean over its languages)." if "languages" in metrics["dev"] else ")."),
         "",
         *(_class_scores(metrics["dev"]) if classes else _dev_table(metrics["dev"], teacher)),
         "",
+        *([*language_lines(metrics["dev"]), ""] if "languages" in metrics["dev"] else []),
         "## Training",
         "",
         f"Trained on {how}: {metrics['training_sentences']:,} sentences, "
@@ -133,7 +136,12 @@ def _recipe(record: Mapping[str, Any]) -> str:
     )
 
 
-def with_test_scores(card: str, digest: str, evaluations: Sequence[Mapping[str, Any]]) -> str:
+def with_test_scores(
+    card: str,
+    digest: str,
+    evaluations: Sequence[Mapping[str, Any]],
+    made_of: Collection[Mapping[str, Any]] = (),
+) -> str:
     """The card with a section of scores on further data, in place of one it may have already.
 
     Args:
@@ -141,13 +149,23 @@ def with_test_scores(card: str, digest: str, evaluations: Sequence[Mapping[str, 
         digest: of the student's weights.
         evaluations: records of ``xdistil eval``; those of this student are shown, beside those of
             its teacher on the same files.
+        made_of: entries of the files that the student was trained and chosen on; an evaluation on
+            one of them is no test and is not shown.
 
     Raises:
-        ValueError: none is of this student.
+        ValueError: none is left of this student.
     """
-    own = [e for e in evaluations if e["model"]["digest"] == digest]
+    seen = {entry["digest"] for entry in made_of}
+    own = [
+        e
+        for e in evaluations
+        if e["model"]["digest"] == digest and seen.isdisjoint(d["digest"] for d in e["data"])
+    ]
     if not own:
-        raise ValueError(f"no evaluation is of the model with digest {digest[:16]}")
+        raise ValueError(
+            f"no evaluation of the model with digest {digest[:16]} is on data that had no part in "
+            "making it"
+        )
     classes = "accuracy" in own[0]["metrics"] and "per_class" in own[0]["metrics"]
     key, name = ("accuracy", "accuracy") if classes else ("f1", "F1")
     parts, count = ("per_class", "texts") if classes else ("per_type", "support")

@@ -93,9 +93,9 @@ def open_part(part: Path, key: Mapping[str, Any]) -> None:
                 "same arguments to go on with it, or remove it"
             )
         return
-    half_written = part / (KEY_FILE + ".part")  # of a run that was killed as it began
+    half_written = f"{KEY_FILE}.*.part"  # of a run that was killed as it began
     if part.exists() and (
-        not part.is_dir() or any(file != half_written for file in part.iterdir())
+        not part.is_dir() or any(not file.match(half_written) for file in part.iterdir())
     ):
         raise ValueError(f"{part} exists and is no unfinished run of ours; remove it")
     part.mkdir(exist_ok=True)

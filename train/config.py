@@ -87,7 +87,8 @@ class DistillConfig:
             for the states as they are, None for 128, or all where they have fewer elements, and 0
             for ``kld``.
         teacher_layer: encoder layer they are taken from, from 1; -1 is the last, -2 the one before.
-            None for the paper's 7 of 12, in a teacher of another depth the one in its place.
+            None for the paper's 7 of 12, in a teacher of another depth the one in its place; of a
+            classifier the last.
         labelled_share: share of each batch that is drawn from labelled text in stages that train
             on labels and logits; 0 to take sentences as they come. The loss on labels is divided
             by all pieces of a batch, so a large transfer text weakens it; a share of, say, 0.25 or
@@ -109,7 +110,8 @@ class DistillConfig:
             lie with the unfinished output and go when it is done.
         device: where teacher and student compute: ``cpu``, ``cuda``, or ``auto``: a GPU where there
             is one (:func:`~xdistil_fast.train.student.student_device`). A run may be gone on with
-            on another device; the same bytes for the same seed are promised for the CPU.
+            on another device where ``precision`` is named, as ``auto`` is another one there; the
+            same bytes for the same seed are promised for the CPU.
         batch_pieces: pieces the teacher labels at once.
         checkpoint_minutes: time between checkpoints; one is also made after each epoch.
         seed: of initial values, shuffles and dropout.
@@ -236,8 +238,21 @@ class DistillConfig:
                 f"labelled_share is {self.labelled_share!r} and batch_size is {self.batch_size}; "
                 "allowed: a batch_size of 2 or more, to hold labelled and other sentences"
             )
+        if self.labelled_share and not any(
+            stage.data == "all" and "hard" in self.weights(stage) for stage in self.stages
+        ):
+            raise ValueError(
+                f"labelled_share is {self.labelled_share:g} and schedule {self.schedule!r} has no "
+                "stage that trains on labels among other text; allowed: 0, or a schedule with one"
+            )
         if self.representation_size is not None:
             _at_least("representation_size", self.representation_size, 0)
+            if self.projected and not self.representation:
+                raise ValueError(
+                    f"representation_size is {self.representation_size}, projected is True and "
+                    f"schedule {self.schedule!r} has no hidden states: the projection then has "
+                    "128 elements; allowed: None, or a schedule with hidden states"
+                )
         if self.teacher_layer is not None and type(self.teacher_layer) is not int:
             raise ValueError(f"teacher_layer is {self.teacher_layer!r}; allowed: a whole number")
         if self.logit_loss == "marginals" and self.head != "crf":

@@ -105,11 +105,12 @@ class Corpus:
         return frozenset(t[begin:] for s in self.sentences for t in s.tags or () if t != OUTSIDE)
 
     def describe(self, role: str) -> dict[str, object]:
-        """Entry of ``run.json``'s ``data``: name, digest and counts; ``role`` as given."""
+        """Entry of ``run.json``'s ``data``: name, digest, format, counts; ``role`` as given."""
         entry: dict[str, object] = {
             "role": role,
             "name": portable(str(self.path)),
             "digest": self.digest,
+            "format": detect_format(self.path, labelled=True),
             "sentences": len(self.sentences),
             "words": self.words,
         }

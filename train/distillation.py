@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from xdistil_fast import _core
@@ -42,7 +43,7 @@ from xdistil_fast.train.tagging import Tagging
 from xdistil_fast.train.teacher import Teacher
 from xdistil_fast.train.texts import Texts
 from xdistil_fast.train.trainer import Trainer
-from xdistil_fast.train.vocabulary import Vocabulary, cut_vocabulary
+from xdistil_fast.train.vocabulary import Vocabulary, check_cut, cut_vocabulary
 
 HISTORY_FILE = "history.json"
 _CACHE_FOLDER = "cache"
@@ -92,11 +93,15 @@ def _distill(
         "teacher": teacher.digest(),
         "labels": teacher.labels,
         "data": [
-            [entry["role"], entry["digest"], *([entry["language"]] if "language" in entry else [])]
+            [entry[name] for name in ("role", "digest", "format", "language") if name in entry]
             for entry in data
         ],
         "embeddings_file": embeddings_digest,
     }
+    check_cut(teacher.tokenizer, config.min_piece_count)
+    if from_file:
+        settings["embeddings"] = runs.portable(config.embeddings)
+        _check_start_file(config, teacher)
     part = out.with_name(out.name + ".part")
     if (record := checkpoint.finished_before(out, key)) is not None:
         if ranks.first and checkpoint.key_of(part) == key:  # killed as it cleaned up
@@ -207,6 +212,8 @@ class TaggingJob:
             # Copies are made with what the labelled files mention.
             content += [self.config.augment, str(self.config.seed)]
             content += [str(e["digest"]) for e in self.data if e["role"] == "train"]
+            # And not of what stands in dev.
+            content += [corpus.digest for corpus in self.texts.dev]
             content += [str(entry.get("language", "")) for entry in self.data]
         return content
 
@@ -271,6 +278,15 @@ def _start_values(
     return embeddings.file_embeddings(
         config.embeddings, vocabulary.pieces(), rows, size, config.seed
     )
+
+
+def _check_start_file(config: DistillConfig, teacher: Teacher) -> None:
+    """Refuse a file of start values that does not go with size and teacher (ValueError)."""
+    pieces = {i: p for p, i in teacher.tokenizer.get_vocab(with_added_tokens=True).items()}
+    ids = np.array(sorted(pieces))
+    names = [pieces[i] for i in ids.tolist()]
+    size, _ = parse_size(config.student)
+    embeddings.file_embeddings(config.embeddings, names, ids, size, config.seed)
 
 
 def _finish(

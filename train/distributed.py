@@ -124,19 +124,17 @@ class SharedGenerator:
 
     Args:
         generator: the same on all ranks.
-        rows: of each rank, in their order.
-        rank: whose part is wanted.
+        ranks: the processes; all of them draw, in the same order.
     """
 
-    def __init__(self, generator: np.random.Generator, rows: Sequence[int], rank: int) -> None:
-        self._generator = generator
-        self._before, self._own, self._all = sum(rows[:rank]), rows[rank], sum(rows)
+    def __init__(self, generator: np.random.Generator, ranks: Ranks) -> None:
+        self._generator, self._ranks = generator, ranks
 
     def bytes(self, length: int) -> bytes:
         """As ``numpy.random.Generator.bytes``; ``length`` is for this rank's rows."""
-        width = length // self._own
-        whole = self._generator.bytes(self._all * width)
-        return whole[self._before * width :][:length]
+        lengths = self._ranks.gather([length])[:, 0].tolist()
+        whole = self._generator.bytes(sum(lengths))
+        return whole[sum(lengths[: self._ranks.rank]) :][:length]
 
 
 def processes() -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from xdistil_fast.model_io import file_digest
 from xdistil_fast.train.corpora import (
@@ -64,6 +65,7 @@ class Documents:
             "role": role,
             "name": portable(str(self.path)),
             "digest": self.digest,
+            "format": _format_of(self.path),
             "sentences": len(self.texts),
             "words": sum(len(text.split()) for text in self.texts),
         }
@@ -109,21 +111,29 @@ def read_documents(path: Path | str, label_map: LabelMap | None = None) -> Docum
 
 def _rows(path: Path) -> Iterator[tuple[str, object, object]]:
     """Place, text and class of every row."""
-    if starts_as_parquet(path):
-        for where, record in read_columns(path, ("text", "label")):
-            yield where, record.get("text"), record.get("label")
+    kind = _format_of(path)
+    if kind == "tsv":
+        yield from _tsv_rows(path)
         return
+    columns = ("text", "label")
+    for where, record in (
+        read_columns(path, columns) if kind == "parquet" else read_json_lines(path)
+    ):
+        yield where, record.get("text"), record.get("label")
+
+
+def _format_of(path: Path) -> Literal["parquet", "jsonl", "tsv"]:
+    if starts_as_parquet(path):
+        return "parquet"
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix in (".jsonl", ".ndjson"):
-        for where, record in read_json_lines(path):
-            yield where, record.get("text"), record.get("label")
-    elif suffix == ".tsv":
-        yield from _tsv_rows(path)
-    else:
-        raise ValueError(
-            f"{path}: cannot tell the format from its name; allowed endings of labelled texts: "
-            ".jsonl, .ndjson, .tsv, each also with .gz, and .parquet"
-        )
+        return "jsonl"
+    if suffix == ".tsv":
+        return "tsv"
+    raise ValueError(
+        f"{path}: cannot tell the format from its name; allowed endings of labelled texts: "
+        ".jsonl, .ndjson, .tsv, each also with .gz, and .parquet"
+    )
 
 
 def _tsv_rows(path: Path) -> Iterator[tuple[str, object, object]]:

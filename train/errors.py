@@ -237,7 +237,11 @@ def surest_mistakes(
             shares = [0.0 if none is None else float(row[at, none]) for at in range(*pair.gold[1:])]
         else:
             mine = tags[pair.sentence]
-            shares = [float(row[at, names.index(mine[at])]) for at in range(*found[1:])]
+            # Nor has a word without pieces a tag of theirs.
+            known = [(at, mine[at]) for at in range(*found[1:])]
+            shares = [
+                float(row[at, names.index(tag)]) if tag in names else 0.0 for at, tag in known
+            ]
         key = tuple(
             span and (span.type, *words[pair.sentence][span.start : span.end])
             for span in (pair.gold, found)

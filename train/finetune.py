@@ -538,4 +538,5 @@ def _identity(corpus: Corpus) -> dict[str, Any]:
     """What of a corpus decides the result: its bytes, label map and language, not its name."""
     label_map = None if corpus.label_map is None else dict(corpus.label_map)
     language = {"language": corpus.language} if corpus.language else {}
-    return {"digest": corpus.digest, "label_map": label_map, **language}
+    kind = corpus.describe("")["format"]  # by the file's name
+    return {"digest": corpus.digest, "format": kind, "label_map": label_map, **language}

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from xdistil_fast.model_io import file_digest
 from xdistil_fast.train import checkpoint, runs
 from xdistil_fast.train.alignment import IGNORED, align, align_text, split_points
-from xdistil_fast.train.corpora import Sentence, read_transfer, split_language
+from xdistil_fast.train.corpora import Sentence, detect_format, read_transfer, split_language
 from xdistil_fast.train.devices import fast_bf16, pick_device
 from xdistil_fast.train.finetune import adamw
 from xdistil_fast.train.learning_rate import rate_factor
@@ -151,7 +151,7 @@ def pretrain(
     key: dict[str, Any] = {
         "settings": {k: v for k, v in asdict(settings).items() if k != "checkpoint_minutes"},
         "base": weights_digest(model, encoder.tokenizer.to_str()),
-        "text": [entry["digest"] for entry in data],
+        "text": [[entry["digest"], entry["format"]] for entry in data],
     }
     part = out.with_name(out.name + ".part")
     finished = checkpoint.finished_before(out, key)
@@ -547,6 +547,7 @@ def _describe(path: str) -> dict[str, Any]:
         "role": "text",
         "name": runs.portable(str(file)),
         "digest": file_digest(file),
+        "format": detect_format(file, labelled=False),
         "sentences": sentences,
         "words": words,
     }

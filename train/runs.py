@@ -82,8 +82,12 @@ def portable(argument: str) -> str:
     """An argument without the part of a path that means something on one machine alone.
 
     Returns:
-        An absolute path's last three components, less the home folder; anything else unchanged.
+        An absolute path's last three components, less the home folder, also behind ``LANG=`` or
+        ``--option=``; anything else unchanged.
     """
+    name, _, value = argument.partition("=")
+    if value and not Path(name).is_absolute():
+        return f"{name}={portable(value)}"
     path = Path(argument)
     if not path.is_absolute():
         return argument

@@ -159,8 +159,9 @@ def check_sweep(out: Path, sizes: Sequence[str], keep: float | None) -> None:
         raise ValueError(f"output {out} is a file; it must be a folder")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"output {out}: the folder {out.parent} does not exist")
-    names = {SWEEP_FILE, TEACHER_FILE, TEACHER_FILE + ".part"}
-    if out.is_dir() and (files := {file.name for file in out.iterdir()}) and not files & names:
+    ours = (SWEEP_FILE, TEACHER_FILE, f"{TEACHER_FILE}.*.part")
+    files = list(out.iterdir()) if out.is_dir() else []
+    if files and not any(file.match(name) for file in files for name in ours):
         raise ValueError(f"output {out} holds other things than a sweep; give a new folder")
 
 

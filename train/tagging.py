@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from xdistil_fast import student as serving
@@ -131,7 +132,12 @@ class Tagging:
         if self.config.logit_loss == "kl":
             return losses.kl_loss(emissions, logits, weights, temperature=temperature)
         if self.config.logit_loss == "hard":
-            return self._label_loss(emissions, losses.best_labels(logits, weights), offsets)
+            best = losses.best_labels(logits, weights)
+            if self.student.crf is not None and weights is not None:
+                # It needs a label everywhere: further spellings of a piece go on with its entity.
+                inside = self.student.on_device(self.inside)[losses.best_labels(logits)]
+                best = torch.where(weights > 0, best, inside)
+            return self._label_loss(emissions, best, offsets)
         assert self.student.crf is not None
         return losses.crf_marginal_loss(
             self.student.crf, emissions, logits, offsets, weights, temperature=temperature

@@ -17,6 +17,7 @@ from xdistil_fast.train.augmentation import Augmenter
 from xdistil_fast.train.corpora import (
     Corpus,
     Sentence,
+    detect_format,
     read_transfer,
     split_language,
 )
@@ -61,10 +62,15 @@ class Texts:
         ]
 
     def _with_copies(self, sentences: Iterable[Sentence], seen: set[int]) -> Iterator[Sentence]:
-        augmenter = None if self.augmenter is None else self.augmenter()
+        if self.augmenter is None:
+            yield from sentences
+            return
+        augmenter = self.augmenter()
+        dev = {fingerprint(sentence) for corpus in self.dev for sentence in corpus.sentences}
         for sentence in sentences:
             yield sentence
-            if augmenter is not None:
+            # A copy of one of dev would show nearly all of it, and is not known by its fingerprint.
+            if fingerprint(sentence) not in dev:
                 yield from first_ones(augmenter.copies(sentence), seen)
 
     def hidden(self) -> npt.NDArray[np.uint64]:
@@ -96,6 +102,7 @@ class Texts:
                     "role": "transfer",
                     "name": runs.portable(str(file)),
                     "digest": file_digest(file),
+                    "format": detect_format(file, labelled=False),
                     "sentences": sentences,
                     "words": words,
                     **({"language": language} if language else {}),

@@ -404,9 +404,7 @@ class Trainer:
         # Three numbers, that no step shares its generator with the shuffle of an epoch.
         generator = np.random.default_rng([config.seed, self.steps_before + number, 1])
         dropout = (
-            generator
-            if whole or self.ranks.size == 1
-            else SharedGenerator(generator, sizes, self.ranks.rank)
+            generator if whole or self.ranks.size == 1 else SharedGenerator(generator, self.ranks)
         )
         parts = self.task.losses(batch, self.weights.keys(), dropout)
         nothing = torch.zeros((), device=self.device)

@@ -95,12 +95,8 @@ def cut_vocabulary(
     if len(counts) < size:
         raise ValueError(f"counts has {len(counts)} entries; the tokeniser has {size} ids")
     kind = model.get("type")
+    check_cut(tokenizer, min_count)
     if kind not in CUT_MODELS:
-        if min_count > 1:
-            raise ValueError(
-                f"min_piece_count is {min_count}, but a tokeniser of type {kind} is not cut; "
-                f"allowed: 1 (cut are {', '.join(CUT_MODELS)})"
-            )
         kept = np.arange(size)
     else:
         always = {token["id"] for token in spec["added_tokens"]}
@@ -127,6 +123,16 @@ def cut_vocabulary(
         spelling=np.array([i for ids in spelled for i in ids], np.int32),
         spelling_starts=starts,
     )
+
+
+def check_cut(tokenizer: tokenizers.Tokenizer, min_count: int) -> None:
+    """Refuse a ``min_count`` above 1 for a kind of tokeniser that is not cut (ValueError)."""
+    kind = type(tokenizer.model).__name__
+    if kind not in CUT_MODELS and min_count > 1:
+        raise ValueError(
+            f"min_piece_count is {min_count}, but a tokeniser of type {kind} is not cut; "
+            f"allowed: 1 (cut are {', '.join(CUT_MODELS)})"
+        )
 
 
 def _fallback_wordpiece(model: Mapping[str, Any]) -> set[int]:

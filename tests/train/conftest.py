@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +92,32 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "dev": [write_conll(folder / "dev.conll", sentences(40, 2))],
         "transfer": [str(raw)],
     }
+
+
+@pytest.fixture
+def torchrun() -> Callable[[list[str], Path], subprocess.Popen[str]]:
+    """Starts ``xdistil`` in two processes, in a folder; shards of 16 sentences."""
+
+    def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+        program = folder / "program.py"
+        program.write_text(
+            "import sys\n"
+            "from xdistil_fast.cli import main\n"
+            "from xdistil_fast.train import shards\n"
+            "shards.SHARD_SENTENCES = 16\n"
+            "sys.exit(main(sys.argv[1:]))\n"
+        )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        return subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+                "--master-addr", "127.0.0.1", "--master-port", str(port), str(program), *arguments,
+            ],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                 "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    return start

@@ -143,3 +143,19 @@ def test_texts_stream_copies_and_drop_known_ones(corpus: Corpus, tmp_path: Path)
     assert len(joined) == len(set(joined))
     assert len(rows) > 8
     assert sum(row.text == "one two three four five" for row in rows) == 1
+
+
+def test_no_copy_shows_a_sentence_of_dev(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "dev.conll").write_text("".join(f"{w}\tO\n" for w in "abcdef"))
+    (tmp_path / "raw.txt").write_text("a b c d e f\none two three four five\nsix seven\n")
+    for rates in ("dropout=5", "crop=5", "join=1", "mask=5"):
+        kinds = parse_augmentation(rates)
+        texts = Texts(
+            (),
+            (read_labelled(tmp_path / "dev.conll"),),
+            (str(tmp_path / "raw.txt"),),
+            lambda kinds=kinds: Augmenter(kinds, [corpus], 0, "[MASK]"),  # type: ignore[misc]
+        )
+        rows = [row.text or "" for stream in texts.streams() for row in stream()]
+        assert len(rows) > 3
+        assert [row for row in rows if {"a", "f"} & set(row.split())] == ["a b c d e f"]

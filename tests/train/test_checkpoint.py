@@ -76,6 +76,14 @@ def test_part_belongs_to_one_run(tmp_path: Path) -> None:
         open_part(part, KEY)
 
 
+def test_part_of_a_run_that_was_killed_as_it_began(tmp_path: Path) -> None:
+    part = tmp_path / "out.part"
+    part.mkdir()
+    (part / "run_key.json.0123abcd.part").write_text("{", encoding="utf-8")
+    open_part(part, KEY)
+    open_part(part, KEY)
+
+
 def test_foreign_part_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x", encoding="utf-8")
     with pytest.raises(ValueError, match="no unfinished run of ours"):

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,8 @@ from xdistil_fast.train import runs
 from xdistil_fast.train.config import DistillConfig
 from xdistil_fast.train.distillation import distill
 from xdistil_fast.train.distributed import Ranks, SharedGenerator, one_process_only, processes
+
+TorchRun = Callable[[list[str], Path], subprocess.Popen[str]]
 
 SETTINGS = {
     "schedule": "d1",
@@ -36,33 +36,15 @@ def named(inputs: dict[str, Any]) -> dict[str, Any]:
     return {"teacher": inputs["teacher"], **files}
 
 
-def start(named: dict[str, Any], out: Path, cache: Path, **more: Any) -> subprocess.Popen[str]:
-    """``torchrun`` of two processes; shards of 16 sentences."""
-    program = out.parent / "program.py"
-    program.write_text(
-        "import sys\n"
-        "from xdistil_fast.cli import main\n"
-        "from xdistil_fast.train import shards\n"
-        "shards.SHARD_SENTENCES = 16\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def start(
+    torchrun: TorchRun, named: dict[str, Any], out: Path, cache: Path, **more: Any
+) -> subprocess.Popen[str]:
     arguments = ["distill", "--teacher", named["teacher"], "-o", str(out), "--cache", str(cache)]
     for name in ("train", "dev"):
         arguments += [f"--{name}", *named[name]]
     for name, value in {**SETTINGS, **more}.items():
         arguments += ["--" + name.replace("_", "-"), str(value)]
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-            "--master-addr", "127.0.0.1", "--master-port", str(port), str(program), *arguments,
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-             "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=out.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    return torchrun(arguments, out.parent)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -105,10 +87,10 @@ def compare(found: Path, expected: Path) -> None:
 
 
 def test_two_processes_are_one(
-    named: dict[str, Any], one: tuple[Path, Path], tmp_path: Path
+    torchrun: TorchRun, named: dict[str, Any], one: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """Loss by loss, and shard by shard."""
-    process = start(named, tmp_path / "two", tmp_path / "cache")
+    process = start(torchrun, named, tmp_path / "two", tmp_path / "cache")
     output = finish(process)
     assert process.returncode == 0, output
     assert output.count("parameters, ") == 1  # one of them prints
@@ -124,9 +106,10 @@ def test_two_processes_are_one(
 
 
 def test_stopped_together_and_gone_on_with_alone(
-    named: dict[str, Any], one: tuple[Path, Path], tmp_path: Path
+    torchrun: TorchRun, named: dict[str, Any], one: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    process = start(named, tmp_path / "two", tmp_path / "cache", checkpoint_minutes=1e-6)
+    more = {"checkpoint_minutes": 1e-6}
+    process = start(torchrun, named, tmp_path / "two", tmp_path / "cache", **more)
     checkpoint = tmp_path / "two.part" / "checkpoint.safetensors"
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.02)
@@ -162,9 +145,17 @@ def test_parts_of_dropout_are_those_of_one_process() -> None:
     rows, widths = [3, 5, 2], (8, 6)
     own = np.random.default_rng(4)
     whole = [own.bytes(sum(rows) * width) for width in widths]
-    shared = [SharedGenerator(np.random.default_rng(4), rows, rank) for rank in range(3)]
+    lengths: list[int] = []
+
+    class Known(Ranks):
+        def gather(self, values: Sequence[int]) -> Any:
+            assert list(values) == [lengths[self.rank]]
+            return np.array(lengths)[:, None]
+
+    shared = [SharedGenerator(np.random.default_rng(4), Known(rank, 3)) for rank in range(3)]
     for width, expected in zip(widths, whole, strict=True):
-        found = [part.bytes(n * width) for part, n in zip(shared, rows, strict=True)]
+        lengths[:] = [n * width for n in rows]
+        found = [part.bytes(n) for part, n in zip(shared, lengths, strict=True)]
         assert b"".join(found) == expected
 
 

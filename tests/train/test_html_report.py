@@ -5,8 +5,9 @@ import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from xdistil_fast import cli
@@ -202,6 +203,21 @@ def test_confidence_and_grouping() -> None:
     outside = model.tagger.word_probabilities(words)[1][0][model.labels.index("O")]
     assert [(m.count, m.pair.sentence) for m in missed] == [(2, 1)]
     assert missed[0].confidence == pytest.approx(float(outside))
+
+
+def test_a_plain_tag_that_is_none_of_the_models() -> None:
+    """What a word without pieces is given."""
+
+    class Tagger:
+        labels = ("NOUN", "VERB")
+
+        def word_probabilities(self, words: list[list[str]]) -> list[np.ndarray[Any, Any]]:
+            return [np.full((len(row), 2), 0.5, np.float32) for row in words]
+
+    words, gold, tags = [["ships", "\u200f"]], [["NOUN", "NOUN"]], [["VERB", "_"]]
+    pairs = errors.pair_entities(gold, tags, "tags")
+    wrong, _ = errors.surest_mistakes(cast("Any", Tagger()), words, tags, pairs, 9)
+    assert [mistake.confidence for mistake in wrong] == [0.5, 0.0]
 
 
 def test_marked_words_are_escaped_and_cut() -> None:

@@ -285,8 +285,12 @@ def test_test_scores_enter_the_card_once() -> None:
     assert once.startswith("# x\n\n## Scores on dev\n\nd\n\n## Scores on test")
     assert once.endswith("\n\n## Training\n\nt\n")
     assert with_test_scores(once, "s" * 64, records) == once
-    with pytest.raises(ValueError, match="no evaluation is of the model with digest uuuu"):
+    with pytest.raises(ValueError, match="no evaluation of the model with digest uuuu"):
         with_test_scores(card, "u" * 64, records)
+    # What the student was made of is no test.
+    assert with_test_scores(card, "s" * 64, records, [{"digest": "e"}]) == once
+    with pytest.raises(ValueError, match="had no part in making it"):
+        with_test_scores(card, "s" * 64, records, [{"digest": "d"}])
 
 
 def test_scores_of_the_teacher_enter_the_card(tmp_path: Path) -> None:
@@ -317,6 +321,14 @@ def test_scores_of_the_teacher_enter_the_card(tmp_path: Path) -> None:
     assert "| PER | 91.00 | 89.00 | 76.00 | 60 | 95.00 | 80.0 % |" in card
     assert "| **all** | 91.00 | 89.00 | 69.00 | 60 | 92.00 | 75.0 % |" in card
     assert "| **all** | 91.00 | 89.00 | 69.00 | 60 |\n" in model_card("small", config, student)
+    assert "mean over its languages" not in card
+    student["metrics"]["dev"] |= {
+        "languages": {"de": {"f1": 70.0, "teacher_f1": 80.0, "kept": 87.5, "support": 60}},
+        "macro": {"f1": 70.0, "teacher_f1": 80.0, "kept": 87.5},
+    }
+    card = model_card("small", config, student, scores)
+    assert "Dev chose the epoch (1 of 1; by the mean over its languages)." in card
+    assert "| de | 70.00 | 80.00 | 87.5 % |\n| **mean** | 70.00 | 80.00 | 87.5 % |" in card
 
 
 def test_scores_by_language() -> None:

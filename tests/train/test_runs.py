@@ -91,6 +91,10 @@ def test_missing_run(tmp_path: Path) -> None:
         ("/home/ada/sets/news/en/a.conll", "news/en/a.conll"),
         ("/home/ada", "."),
         ("/", "."),
+        ("de=/home/ada/sets/news/de/a.conll", "de=news/de/a.conll"),
+        ("--output=/home/ada/out", "--output=out"),
+        ("--lr=0.1", "--lr=0.1"),
+        ("/srv/a=b/c.conll", "srv/a=b/c.conll"),
     ],
 )
 def test_portable(monkeypatch: pytest.MonkeyPatch, argument: str, shown: str) -> None:

@@ -10,7 +10,7 @@ from transformers import BertConfig
 
 from xdistil_fast.train.config import DistillConfig
 from xdistil_fast.train.corpora import read_transfer
-from xdistil_fast.train.distillation import TaggingJob
+from xdistil_fast.train.distillation import TaggingJob, distill
 from xdistil_fast.train.distributed import Ranks
 from xdistil_fast.train.document_cache import LabelledTexts
 from xdistil_fast.train.document_teacher import DocumentTeacher
@@ -27,6 +27,11 @@ from xdistil_fast.train.label_maps import check_label_map
         ({"soft_weight": float("inf")}, "soft_weight is inf; allowed: a number from 0"),
         ({"hard_weight": float("nan")}, "hard_weight is nan"),
         ({"clip": float("inf")}, "clip is inf"),
+        ({"labelled_share": 0.5}, "labelled_share is 0.5 and schedule 'd4.1' has no stage"),
+        (
+            {"projected": True, "representation_size": 6, "schedule": "d1"},
+            "representation_size is 6, projected is True and schedule 'd1' has no hidden states",
+        ),
     ],
 )
 def test_configuration(settings: dict[str, Any], message: str) -> None:
@@ -86,6 +91,28 @@ def test_mistakes_of_plain_tags() -> None:
     pairs = pair_entities([["NOUN", "VERB"]], [["NOUN", "NOUN"]], "tags")
     assert [pair.kind for pair in pairs] == [EXACT, TYPE]
     assert sum(count_kinds(pairs).values()) == 2
+
+
+def test_a_cache_knows_how_its_files_are_read(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """The same bytes as columns of words and as a text a line."""
+    keys = []
+    for name in ("same.conll", "same.txt"):
+        (tmp_path / name).write_text("Pia O\nlives O\n\nIt O\nrains O\n", "utf-8")
+        train, dev = inputs["train"][0], inputs["dev"][0]
+        transfer = (str(tmp_path / name),)
+        config = DistillConfig(inputs["teacher"], (train,), (dev,), "o", transfer=transfer)
+        keys.append(TaggingJob(config).build_cache(tmp_path / "cache", Ranks())[1])
+    assert keys[0] != keys[1]
+
+
+def test_start_values_are_read_before_any_work(inputs: dict[str, Any], tmp_path: Path) -> None:
+    table = tmp_path / "table.txt"
+    table.write_text("in 0.5 0.25\n", "utf-8")
+    common = {"transfer": tuple(inputs["transfer"]), "embeddings": str(table), "progress": False}
+    files = (inputs["teacher"], tuple(inputs["train"]), tuple(inputs["dev"]), str(tmp_path / "s"))
+    with pytest.raises(ValueError, match=r"table\.txt, line 1: 2 values; the student's size is 8"):
+        distill(DistillConfig(*files, student="8x4", **common))
+    assert [file.name for file in tmp_path.iterdir()] == ["table.txt"]
 
 
 def test_a_cache_knows_the_roles_of_its_files(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from xdistil_fast.train import sweep as module
 from xdistil_fast.train.commands.sweep import command_of_one
 from xdistil_fast.train.config import DistillConfig
 from xdistil_fast.train.evaluation import Evaluation
-from xdistil_fast.train.sweep import PAPER, parameters_of, parse_sizes, sweep
+from xdistil_fast.train.sweep import PAPER, check_sweep, parameters_of, parse_sizes, sweep
 
 pytest.importorskip("matplotlib")
 
@@ -156,6 +156,11 @@ def test_refusals(base: DistillConfig, tmp_path: Path) -> None:
     refused("is a file", output=base.dev[0])
     refused("other things than a sweep", output=str(tmp_path))
     assert not Path(base.output).exists()
+
+
+def test_a_sweep_that_was_killed_as_it_began(tmp_path: Path) -> None:
+    (tmp_path / "teacher.dev.json.0123abcd.part").touch()
+    check_sweep(tmp_path, ("50x100",), None)
 
 
 def test_the_command_of_one_student(base: DistillConfig) -> None:

@@ -130,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher-layer", type=int, metavar="N",
         help="encoder layer of the hidden states, -1 the last (default: 7 of 12, or the one in its "
-        "place)",
+        "place; of a classifier the last)",
     )  # fmt: skip
     _add(
         parser, "--labelled-share", float,

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from xdistil_fast.commands.eval import load_model, warn_of_types
-from xdistil_fast.model_config import PRECISIONS
+from xdistil_fast.model_config import CONFIG_FILE, PRECISIONS, parse_config
 from xdistil_fast.model_io import CARD_FILE, WEIGHTS_FILE, file_digest
 from xdistil_fast.train import runs
 from xdistil_fast.train.card import with_test_scores
@@ -99,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
         card = args.card / CARD_FILE
         evaluations = [run.record for run in loaded if run.kind == "eval"]
         digest = file_digest(args.card / WEIGHTS_FILE)
-        write_report(with_test_scores(card.read_text("utf-8"), digest, evaluations), card)
+        config = parse_config((args.card / CONFIG_FILE).read_text("utf-8"), args.card / CONFIG_FILE)
+        made_of = config.lineage.get("data", [])
+        write_report(with_test_scores(card.read_text("utf-8"), digest, evaluations, made_of), card)
     write_report(page, args.output)
     print(f"{args.output}: {len(loaded)} runs")
     return 0
