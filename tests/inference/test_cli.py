@@ -210,6 +210,37 @@ def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["doctor"])
 
 
+# tag
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--text", "Ada", "-o", "out"], "-o is for FILE"),
+        (["--text", "Ada", "--input-format", "txt"], "--input-format is for FILE"),
+        (["--text", "Ada", "--no-text"], "--no-text is for FILE"),
+        (["--text", "Ada", "--errors", "replace"], "--errors is for FILE"),
+        (["--text", "Ada", "--restart"], "--restart is for FILE"),
+        (["in.txt", "--restart"], "--restart is for -o OUT"),
+        (["in.txt", "--no-text", "--format", "conll"], "--no-text is for --format jsonl"),
+        (["in.txt", "--max-memory", "-5"], "--max-memory is -5; it must be 0 or more, in MB"),
+    ],
+)
+def test_options_of_tag_without_a_meaning(
+    run: Any, folder: Path, args: list[str], message: str
+) -> None:
+    status, out, err = run("tag", "--model", str(folder), *args)
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+def test_text_that_looks_like_an_option(run: Any, folder: Path) -> None:
+    tagger = Tagger.from_pretrained(folder)
+    for text in ("-- Ada wrote", "--text is Ada"):
+        status, out, _ = run("tag", "--model", str(folder), "--text", text)
+        assert (status, json.loads(out)) == (0, tagger(text))
+
+
 # doctor
 
 

@@ -99,6 +99,7 @@ def test_line_ends_and_marks(run: Any) -> None:
 
 def test_empty_file(run: Any) -> None:
     Path("in.txt").write_bytes(b"")
+    Path("out.jsonl.part").touch()  # what a kill may leave of the first moment
     status, out, err = run("in.txt", "-o", "out.jsonl")
     assert (status, out) == (0, b"")
     assert "0 texts, 0 pieces" in err
@@ -133,34 +134,7 @@ def test_jsonl(run: Any, tagger: Tagger) -> None:
     ]
     assert "Zoë" in out.decode()
     _, bare, _ = run("in.jsonl", "--no-text")
-    assert list(objects(bare)[0]) == ["id", "entities", "more"]
-    assert list(objects(bare)[2]) == ["id", "tags"]
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--text", "Ada", "-o", "out"], "-o is for FILE"),
-        (["--text", "Ada", "--input-format", "txt"], "--input-format is for FILE"),
-        (["--text", "Ada", "--no-text"], "--no-text is for FILE"),
-        (["--text", "Ada", "--errors", "replace"], "--errors is for FILE"),
-        (["--text", "Ada", "--restart"], "--restart is for FILE"),
-        (["in.txt", "--restart"], "--restart is for -o OUT"),
-        (["in.txt", "--no-text", "--format", "conll"], "--no-text is for --format jsonl"),
-        (["in.txt", "--max-memory", "-5"], "--max-memory is -5; it must be 0 or more, in MB"),
-    ],
-)
-def test_arguments_without_a_meaning(run: Any, args: list[str], message: str) -> None:
-    write_lines("in.txt", ["Ada"])
-    status, out, err = run(*args)
-    assert (status, out) == (2, b"")
-    assert message in err
-
-
-def test_text_that_looks_like_an_option(run: Any, tagger: Tagger) -> None:
-    for text in ("-- Ada wrote", "--text is Ada"):
-        status, out, _ = run("--text", text)
-        assert (status, json.loads(out)) == (0, tagger(text))
+    assert [*map(list, objects(bare))][:3:2] == [["id", "entities", "more"], ["id", "tags"]]
 
 
 def test_conll(run: Any, tagger: Tagger) -> None:
@@ -288,8 +262,7 @@ def test_truncation_error(run: Any) -> None:
     write_lines("in.txt", ["Ada", "Ada " * 100, "Ada"])
     status, _, err = run("in.txt", "--truncation", "error")
     assert status == 2
-    assert "in.txt, line 2: " in err
-    assert "--truncation error allows at most 24" in err
+    assert "in.txt, line 2: 100 pieces; --truncation error allows at most 24" in err
     assert run("--text", "Ada " * 100, "--truncation", "error")[0] == 2
     Path("in.conll").write_text("Ada\n\n" + "Ada\n" * 100)
     assert "in.conll, line 3: " in run("in.conll", "--truncation", "error")[2]
@@ -488,13 +461,6 @@ def test_damaged_record(
     assert message in err
     assert "--restart" in err
     assert Path("out.part").read_bytes() == before
-
-
-def test_killed_before_the_first_record(run: Any, lines: list[str]) -> None:
-    write_lines("in.txt", lines)
-    Path("out.part").touch()
-    assert run("in.txt", "-o", "out")[0] == 0
-    assert Path("out").read_bytes() == run("in.txt")[1]
 
 
 def test_two_at_once(run: Any) -> None:

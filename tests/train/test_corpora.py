@@ -45,6 +45,7 @@ def test_iob2_with_tabs(tmp_path: Path) -> None:
         "role": "train",
         "name": "/".join(path.parts[-3:]),
         "digest": hashlib.sha256(IOB2.encode()).hexdigest(),
+        "format": "conll",
         "sentences": 2,
         "words": 6,
     }
