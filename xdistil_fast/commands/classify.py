@@ -110,12 +110,11 @@ def _classify(
             fields["text"] = text
         else:
             fields["tokens"] = record.words
-        if args.no_text:
-            fields.pop("text", None)
-            fields.pop("tokens", None)
         if args.top_k is None:
             best = predictions[0]
-            out.append(line({**fields, "prediction": best["label"], "score": best["score"]}))
+            out.append(
+                line({**fields, "prediction": best["label"], "score": best["score"]}, args.no_text)
+            )
         else:
-            out.append(line({**fields, "predictions": predictions}))
+            out.append(line({**fields, "predictions": predictions}, args.no_text))
     return b"".join(out), classified.pieces

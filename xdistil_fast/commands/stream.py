@@ -280,8 +280,10 @@ def check_lengths(model: TextModel, records: list[Record], encoded: Encoded, nam
         )
 
 
-def line(value: Mapping[str, Any]) -> bytes:
-    """A line of JSON."""
+def line(value: Mapping[str, Any], no_text: bool = False) -> bytes:
+    """A line of JSON; with `no_text` without the text itself, running or split."""
+    if no_text:
+        value = {name: item for name, item in value.items() if name not in ("text", "tokens")}
     return to_json(value).encode() + b"\n"
 
 

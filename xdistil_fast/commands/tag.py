@@ -111,20 +111,13 @@ def _tag_records(
                 out.append(_conll(zip(record.words, row, strict=True), where))
             else:
                 fields = {**record.fields, "tokens": record.words, "tags": row}
-                out.append(_line(args, fields))
+                out.append(line(fields, args.no_text))
         elif conll:
             out.append(_conll(next(words), where))
         else:
             fields = {**record.fields, "text": record.text, "entities": next(entities)}
-            out.append(_line(args, fields))
+            out.append(line(fields, args.no_text))
     return b"".join(out), tagged.pieces + tagged_split.pieces
-
-
-def _line(args: argparse.Namespace, fields: dict[str, Any]) -> bytes:
-    if args.no_text:
-        fields.pop("text", None)
-        fields.pop("tokens", None)
-    return line(fields)
 
 
 def _conll(row: Iterable[tuple[str, str]], where: str) -> bytes:
