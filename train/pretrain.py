@@ -28,10 +28,9 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from xdistil_fast.model_io import file_digest
 from xdistil_fast.train import checkpoint, runs
 from xdistil_fast.train.alignment import IGNORED, align, align_text, split_points
-from xdistil_fast.train.corpora import Sentence, detect_format, read_transfer, split_language
+from xdistil_fast.train.corpora import Sentence, read_transfer
 from xdistil_fast.train.devices import fast_bf16, pick_device
 from xdistil_fast.train.finetune import adamw
 from xdistil_fast.train.learning_rate import rate_factor
@@ -46,6 +45,7 @@ from xdistil_fast.train.teacher import (
     resolve_name,
     weights_digest,
 )
+from xdistil_fast.train.texts import describe_text
 
 _CHUNK = 4096  # sentences tokenised at once
 _MASKED, _RANDOM = 0.8, 0.1  # of the chosen pieces
@@ -138,7 +138,7 @@ def pretrain(
     name = resolve_name(base)
     device = pick_device(settings.device)
     checkpoint.check_output(out)
-    data = [_describe(path) for path in text]
+    data = [describe_text(path, "text") for path in text]
     torch.manual_seed(settings.seed)
     with quiet_transformers():
         hf_tokenizer = load_tokenizer(name)
@@ -463,7 +463,8 @@ class _Run:
     def _save(self) -> None:
         tensors = {f"weights/{k}": v.detach().cpu().numpy() for k, v in self.names.items()}
         for name, parameter in self.names.items():
-            for slot, value in self.optimizer.state[parameter].items():
+            # A frozen parameter, a table of sinusoids for one, has no state.
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{slot}/{name}"] = value.detach().cpu().numpy()
         state = {k: getattr(self, k) for k in ("step", "seconds", "loss", "before", "history")}
         checkpoint.save_checkpoint(self.part, tensors, state)
@@ -476,12 +477,11 @@ class _Run:
         with torch.no_grad():
             for name, parameter in self.names.items():
                 parameter.copy_(torch.from_numpy(tensors[f"weights/{name}"]))
-                self.optimizer.state[parameter] = {
-                    slot: torch.from_numpy(tensors[f"{slot}/{name}"]).to(
-                        "cpu" if slot == "step" and self.device.type == "cpu" else self.device
-                    )
-                    for slot in ("step", "exp_avg", "exp_avg_sq")
-                }
+                if f"step/{name}" in tensors:
+                    self.optimizer.state[parameter] = {
+                        slot: torch.from_numpy(tensors[f"{slot}/{name}"]).to(self.device)
+                        for slot in ("step", "exp_avg", "exp_avg_sq")
+                    }
         for key, value in state.items():
             setattr(self, key, value)
         self.say(f"going on after step {self.step}")
@@ -534,20 +534,3 @@ def _finish(
     runs.write_run(folder, record)
     os.replace(folder, out)
     return record
-
-
-def _describe(path: str) -> dict[str, Any]:
-    """Read a file once to its end; its entry of ``run.json``'s ``data``."""
-    sentences = words = 0
-    for sentence in read_transfer([path]):
-        sentences += 1
-        words += len(sentence.words or (sentence.text or "").split())
-    _, file = split_language(path)
-    return {
-        "role": "text",
-        "name": runs.portable(str(file)),
-        "digest": file_digest(file),
-        "format": detect_format(file, labelled=False),
-        "sentences": sentences,
-        "words": words,
-    }

@@ -90,25 +90,33 @@ class Texts:
         Raises:
             ValueError, OSError: a file that cannot be read to its end.
         """
-        entries = []
-        for path in self.transfer:
-            sentences = words = 0
-            for sentence in read_transfer([path]):
-                sentences += 1
-                words += len(sentence.words or (sentence.text or "").split())
-            language, file = split_language(path)
-            entries.append(
-                {
-                    "role": "transfer",
-                    "name": runs.portable(str(file)),
-                    "digest": file_digest(file),
-                    "format": detect_format(file, labelled=False),
-                    "sentences": sentences,
-                    "words": words,
-                    **({"language": language} if language else {}),
-                }
-            )
-        return entries
+        return [describe_text(path, "transfer") for path in self.transfer]
+
+
+def describe_text(path: str, role: str) -> dict[str, Any]:
+    """Read an unlabelled file once; its entry of ``run.json``'s ``data``.
+
+    Args:
+        path: of the file, perhaps with its language (``de=FILE``).
+        role: what the run takes it for.
+
+    Raises:
+        ValueError, OSError: a file that cannot be read to its end.
+    """
+    sentences = words = 0
+    for sentence in read_transfer([path]):
+        sentences += 1
+        words += len(sentence.words or (sentence.text or "").split())
+    language, file = split_language(path)
+    return {
+        "role": role,
+        "name": runs.portable(str(file)),
+        "digest": file_digest(file),
+        "format": detect_format(file, labelled=False),
+        "sentences": sentences,
+        "words": words,
+        **({"language": language} if language else {}),
+    }
 
 
 def first_ones(sentences: Iterable[Sentence], seen: set[int]) -> Iterator[Sentence]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,33 @@ def test_stopped_and_gone_on_with(
     assert record == runs.read_run(out)
     with pytest.raises(ValueError, match="another run"):
         pretrain(base, [text], out, PretrainSettings(seed=1), progress=False)
+
+
+def test_stopped_with_a_frozen_table(base: Path, text: str, tmp_path: Path) -> None:
+    """RoFormer's sinusoids are a parameter without gradient, so without state of the optimiser."""
+    config = transformers.RoFormerConfig(
+        vocab_size=len(PIECES), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=16,
+    )  # fmt: skip
+    model = transformers.RoFormerForMaskedLM(config)
+    assert not all(parameter.requires_grad for parameter in model.parameters())
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    model.save_pretrained(folder)
+
+    def stop(self: Any) -> None:
+        save(self)
+        raise KeyboardInterrupt
+
+    save = module._Run._save
+    for name in ("unbroken", "stopped"):
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "stopped":
+                patch.setattr(module._Run, "_save", stop)
+                with pytest.raises(KeyboardInterrupt):
+                    pretrain(folder, [text], tmp_path / name, SETTINGS, progress=False)
+        pretrain(folder, [text], tmp_path / name, SETTINGS, progress=False)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "unbroken")
 
 
 def test_becomes_a_teacher(unbroken: Path, tmp_path: Path) -> None:
