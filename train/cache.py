@@ -36,7 +36,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -259,7 +259,6 @@ def build_cache(
     *,
     content: Sequence[str] = (),
     max_length: int = 256,
-    pieces: Literal["all", "first"] = "all",
     soft: bool = True,
     representation: Representation | None = None,
     batch_pieces: int = 8192,
@@ -276,7 +275,6 @@ def build_cache(
             before those of ``transfer``.
         content: what decides their sentences beside their bytes.
         max_length: most pieces of a sentence; longer ones are cut at word borders.
-        pieces: which pieces have targets.
         soft: whether the logits are wanted.
         representation: which hidden states are wanted; None for none. Logits come with them.
         batch_pieces: pieces the teacher is given at once.
@@ -298,7 +296,6 @@ def build_cache(
         "precision": teacher.precision,
         "content": list(content),
         "max_length": max_length,
-        "pieces": pieces,
         "soft": soft,
     }
     ranks = ranks or Ranks()
@@ -323,7 +320,7 @@ def build_cache(
         return teacher.outputs(ids, batch_pieces, bar, layer=representation.layer, reduce=reduce)
 
     def label(chunk: list[Sentence], bar: tqdm[Any]) -> Arrays:
-        return _label(teacher, chunk, max_length, pieces, ask if asked else None, bar)
+        return _label(teacher, chunk, max_length, ask if asked else None, bar)
 
     asked = soft or representation is not None
     title = "teacher labels" if asked else "pieces"
@@ -379,7 +376,6 @@ def _label(
     teacher: Labeller,
     sentences: Sequence[Sentence],
     max_length: int,
-    pieces: Literal["all", "first"],
     ask: Ask | None,
     bar: tqdm[Any],
 ) -> Arrays:
@@ -399,7 +395,7 @@ def _label(
         targets = np.full(len(group.ids), IGNORED, np.int64)
         if tags:
             words = tag_ids([sentences[i].tags or () for i in numbers], teacher.labels)
-            targets = piece_targets(group, words, teacher.labels, pieces)
+            targets = piece_targets(group, words, teacher.labels)
         first = np.zeros(len(group.ids), np.uint8)
         first[group.first_piece[group.first_piece >= 0]] = 1
         for sentence in range(len(group)):

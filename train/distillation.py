@@ -197,7 +197,6 @@ class TaggingJob:
             [entry for entry in self.data if entry["role"] != "dev"],
             content=self._content(),
             max_length=config.max_length,
-            pieces=config.pieces,
             soft=config.soft,
             representation=self._representation,
             batch_pieces=config.batch_pieces,

@@ -146,7 +146,8 @@ class Tagging:
     def _in_student_pieces(self, batch: Batch) -> tuple[Batch, npt.NDArray[np.bool_]]:
         """A batch in the student's pieces, and on which of them the teacher has a say.
 
-        Where a teacher's piece is spelled with several, its logits are those of the first.
+        Where a teacher's piece is spelled with several, its logits are those of the first. Where
+        ``pieces`` is "first", further pieces of words have no target, and the teacher no say.
         """
         ids, source = self.vocabulary.respell(batch.ids)
         heads = np.ones(len(ids), bool)
@@ -155,9 +156,7 @@ class Tagging:
             own = dataclasses.replace(batch, ids=ids)
         else:
             targets = batch.targets[source]
-            rest = np.full_like(targets, IGNORED)
-            if self.config.pieces == "all":
-                rest = np.where(targets == IGNORED, IGNORED, self.inside[np.maximum(targets, 0)])
+            rest = np.where(targets == IGNORED, IGNORED, self.inside[np.maximum(targets, 0)])
             own = Batch(
                 ids=ids,
                 cu_seqlens=np.searchsorted(source, batch.cu_seqlens).astype(np.int32),
@@ -166,7 +165,10 @@ class Tagging:
                 logits=batch.logits[source],
                 representation=batch.representation[source],
             )
-        return own, own.first if self.config.pieces == "first" else heads
+        if self.config.pieces == "all":
+            return own, heads
+        first_only = np.where(own.first, own.targets, IGNORED)
+        return dataclasses.replace(own, targets=first_only), own.first
 
     def evaluate(self, tensors: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """Strict word-level scores on dev, by the code that users run; also by language."""

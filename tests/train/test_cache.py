@@ -154,11 +154,6 @@ def test_pieces_targets_and_first_flags(tmp_path: Path, texts: Texts) -> None:
     assert batch.first[labelled:].tolist() == [True, False, True, True, True, True, False, True]
 
 
-def test_first_piece_targets(tmp_path: Path, texts: Texts) -> None:
-    batch = build(tmp_path / "c", FakeTeacher(), texts, pieces="first").batch(np.array([0]))
-    assert batch.targets.tolist() == [3, IGNORED, IGNORED, 0, IGNORED, 0, 0]
-
-
 def test_labels_alone_ask_no_teacher(tmp_path: Path, texts: Texts) -> None:
     teacher = FakeTeacher(fail_after=0)
     cache = build(tmp_path / "c", teacher, texts, soft=False)
@@ -274,9 +269,8 @@ def test_precisions_have_their_own_shards(tmp_path: Path, texts: Texts) -> None:
 
 
 def test_labelled_sentences_are_known(tmp_path: Path, texts: Texts) -> None:
-    for pieces in ("all", "first"):
-        cache = build(tmp_path / "c", FakeTeacher(), texts, pieces=pieces)
-        assert cache.labelled.tolist() == [True] * 2 + [False] * 10
+    cache = build(tmp_path / "c", FakeTeacher(), texts)
+    assert cache.labelled.tolist() == [True] * 2 + [False] * 10
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2, 4])
@@ -345,7 +339,6 @@ def test_full_disk_keeps_what_is_finished(
     "more",
     [
         {"max_length": 9},
-        {"pieces": "first"},
         {"soft": False},
         {"representation": Representation(1, 0)},
     ],
