@@ -204,6 +204,5 @@ class Tagging:
             hidden_size=hidden_size,
             projection_size=self.projection_width if self.config.projected else 0,
             head=self.config.head,
-            pieces=self.config.pieces,
             **more,
         )

@@ -21,8 +21,6 @@ TASKS = (TOKEN_CLASSIFICATION, TEXT_CLASSIFICATION)
 HEADS = ("softmax", "crf")
 # How a text classifier makes one state of the BiLSTM's states of a text.
 POOLINGS = ("max", "mean", "last")
-# Pieces of a word that a tagger has learned to label.
-PIECES = ("all", "first")
 # How a student can run, and how its folder can store it.
 PRECISIONS = ("float32", "bfloat16", "int8")
 STORED_PRECISIONS = ("float32", "int8")
@@ -54,7 +52,7 @@ _MAX = {
     "stride": 1_000_000,
 }
 _MAX_LABELS = 1_024
-_OPTIONAL = ("pooling", "projection_size", "pieces")
+_OPTIONAL = ("pooling", "projection_size")
 
 
 class ModelError(ValueError):
@@ -81,9 +79,6 @@ class ModelConfig:
         pooling: "max", "mean" or "last" of a text classifier, else None, and then not in the file.
         projection_size: R, width of a projection of the hidden states whose GELU the output layer
             reads; 0, and then not in the file, where it reads the states themselves.
-        pieces: "all", and then not in the file, where the best path of labels goes through all
-            pieces of a text; "first" of a tagger with a softmax head where it goes through the
-            first pieces of the words only, as the model was never told labels of others.
         lineage: where the model came from (teacher, data digests, seed, command); free.
         metrics: what was measured on it; free.
         library_version: version that wrote the folder.
@@ -104,7 +99,6 @@ class ModelConfig:
     task: str = TOKEN_CLASSIFICATION
     pooling: str | None = None
     projection_size: int = 0
-    pieces: str = "all"
     lineage: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     library_version: str = __version__
@@ -126,8 +120,6 @@ class ModelConfig:
             del values["pooling"]
         if not self.projection_size:
             del values["projection_size"]
-        if self.pieces == "all":
-            del values["pieces"]
         try:
             text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=2)
         except (TypeError, ValueError) as error:
@@ -243,9 +235,7 @@ def _check_values(config: ModelConfig) -> None:
     need("format_version", config.format_version, int, "an integer")
     if config.format_version != FORMAT_VERSION:
         raise ModelError(f"format_version is {config.format_version}; allowed is {FORMAT_VERSION}")
-    for name, allowed in (
-        ("task", TASKS), ("head", HEADS), ("precision", STORED_PRECISIONS), ("pieces", PIECES),
-    ):  # fmt: skip
+    for name, allowed in (("task", TASKS), ("head", HEADS), ("precision", STORED_PRECISIONS)):
         value = getattr(config, name)
         if type(value) is not str or value not in allowed:
             raise ModelError(f"{name} is {show(value)}; allowed: {', '.join(map(repr, allowed))}")
@@ -257,11 +247,6 @@ def _check_values(config: ModelConfig) -> None:
             raise ModelError(f"head is {config.head!r}; of a text classifier allowed: 'softmax'")
     elif config.pooling is not None:
         raise ModelError(f"pooling is {show(config.pooling)}; only a text classifier has one")
-    if config.pieces == "first" and (config.task == TEXT_CLASSIFICATION or config.head == "crf"):
-        raise ModelError(
-            f"pieces is 'first' of task {config.task!r} with head {config.head!r}; "
-            f"only {TOKEN_CLASSIFICATION!r} with 'softmax' can have it"
-        )
     if not isinstance(config.labels, (list, tuple)):
         raise ModelError(f"labels is {show(config.labels)}; it must be a list of strings")
     if len(config.labels) > _MAX_LABELS:

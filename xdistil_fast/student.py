@@ -243,8 +243,7 @@ class Student:
 
         The path is valid in the labels' scheme (and the CRF's, if the head is one). Dropping the
         other pieces can leave an `I-X` after a word of another kind; it becomes `B-X`, so that each
-        text's tags are valid IOB2 again. Where the model's `pieces` is "first" the path goes
-        through first pieces only.
+        text's tags are valid IOB2 again.
 
         Args:
             emissions: float32 [total, C], from `logits`.
@@ -258,8 +257,6 @@ class Student:
             or the CRF's marginal there (everything else summed out); 0 for words that are `O`,
             which nobody is told the score of. Empty unless asked for.
         """
-        if self.config.pieces == "first":
-            emissions, cu_pieces, first = emissions[first], cu_words, np.arange(len(first))
         tags = np.empty(len(first), np.int32)
         shares = np.empty(len(first) if probabilities else 0, np.float32)
         _core.decode_words(

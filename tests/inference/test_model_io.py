@@ -221,7 +221,7 @@ def test_config_value(copy: Path, changes: dict[str, Any], message: str) -> None
     [
         field.name
         for field in dataclasses.fields(ModelConfig)
-        if field.name not in ("pooling", "projection_size", "pieces")
+        if field.name not in ("pooling", "projection_size")
     ],
 )
 def test_config_key_missing(copy: Path, key: str) -> None:
