@@ -63,7 +63,7 @@ from xdistil_fast.train.representation import (
 from xdistil_fast.train.shards import Arrays, Shards, digest_of, map_shard
 from xdistil_fast.train.texts import Texts, fingerprints
 
-_FORMAT = 2
+_FORMAT = 3
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 Item = TypeVar("Item")
@@ -113,7 +113,6 @@ class Batch:
     Attributes:
         ids: [P] int32, the teacher's pieces.
         cu_seqlens: [B + 1] int32.
-        first: [P] bool, first pieces of words.
         targets: [P] int64, gold labels or IGNORED.
         logits: [P, C] float32, the teacher's.
         representation: [P, R] float32, of a hidden layer of the teacher; R = 0 where the cache has
@@ -122,7 +121,6 @@ class Batch:
 
     ids: npt.NDArray[np.int32]
     cu_seqlens: npt.NDArray[np.int32]
-    first: npt.NDArray[np.bool_]
     targets: npt.NDArray[np.int64]
     logits: Float32Array
     representation: Float32Array
@@ -218,7 +216,7 @@ class Cache:
 
     def batch(self, sentences: npt.NDArray[np.integer]) -> Batch:
         """Sentences by number, in the order given."""
-        names = ("ids", "first", "targets", "logits", *(["representation"] if self.width else []))
+        names = ("ids", "targets", "logits", *(["representation"] if self.width else []))
         parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
         cu_seqlens = np.zeros(len(sentences) + 1, np.int32)
         for row, (shard, local) in enumerate(self.locate(sentences)):
@@ -230,7 +228,6 @@ class Cache:
         return Batch(
             ids=joined["ids"],
             cu_seqlens=cu_seqlens,
-            first=joined["first"].astype(bool),
             targets=joined["targets"].astype(np.int64),
             logits=joined["logits"].astype(np.float32),
             representation=(
@@ -380,7 +377,7 @@ def _label(
     bar: tqdm[Any],
 ) -> Arrays:
     """The arrays of one shard."""
-    parts: list[tuple[npt.NDArray[Any], ...]] = []  # ids, first, targets of each run
+    parts: list[tuple[npt.NDArray[Any], ...]] = []  # ids, targets of each run
     order: list[int] = []  # which of ``sentences`` each run is of
     # Sentences of words and sentences of text are tokenised in different ways.
     worded = [i for i, s in enumerate(sentences) if s.words is not None]
@@ -396,12 +393,10 @@ def _label(
         if tags:
             words = tag_ids([sentences[i].tags or () for i in numbers], teacher.labels)
             targets = piece_targets(group, words, teacher.labels)
-        first = np.zeros(len(group.ids), np.uint8)
-        first[group.first_piece[group.first_piece >= 0]] = 1
         for sentence in range(len(group)):
             for start, stop in split_points(group, sentence, max_length):
                 run = slice(start, stop)
-                parts.append((group.ids[run], first[run], targets[run]))
+                parts.append((group.ids[run], targets[run]))
                 order.append(numbers[sentence])
     ids = [part[0] for part in parts]
     total = sum(map(len, ids))
@@ -420,8 +415,7 @@ def _label(
     return {
         "ids": np.concatenate([*ids, empty]).astype(np.int32),
         "cu_seqlens": cu_seqlens,
-        "first": np.concatenate([*(part[1] for part in parts), empty]).astype(np.uint8),
-        "targets": np.concatenate([*(part[2] for part in parts), empty]).astype(np.int16),
+        "targets": np.concatenate([*(part[1] for part in parts), empty]).astype(np.int16),
         "logits": logits,
         **({} if hidden is None else {"representation": hidden}),
         "fingerprints": fingerprints(sentences)[np.array(order, np.intp)],

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from xdistil_fast import _core
 from xdistil_fast.model_config import POOLINGS
@@ -93,8 +93,6 @@ class DistillConfig:
             on labels and logits; 0 to take sentences as they come. The loss on labels is divided
             by all pieces of a batch, so a large transfer text weakens it; a share of, say, 0.25 or
             a larger ``hard_weight`` restores it.
-        pieces: pieces trained on: ``all``, or ``first`` of each word for a teacher that was itself
-            trained on first pieces only.
         embeddings: start of the embedding table: ``svd`` of the teacher's, ``random``, or a file
             (.npy [V, E] in the order of the teacher's pieces, or text lines ``piece v1 ... vE``).
         embedding_dtype: how the table is stored, ``float32`` or ``float16``.
@@ -153,7 +151,6 @@ class DistillConfig:
     representation_size: int | None = None
     teacher_layer: int | None = None
     labelled_share: float = 0.0
-    pieces: Literal["all", "first"] = "all"
     embeddings: str = "svd"
     embedding_dtype: str = "float32"
     min_piece_count: int = 1
@@ -203,7 +200,6 @@ class DistillConfig:
         _one_of("teacher_precision", self.teacher_precision, PRECISIONS)
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("head", self.head, HEADS)
-        _one_of("pieces", self.pieces, ("all", "first"))
         _one_of("logit_loss", self.logit_loss, LOGIT_LOSSES)
         _one_of("representation_loss", self.representation_loss, REPRESENTATION_LOSSES)
         _one_of("decay", self.decay, DECAYS)
@@ -267,10 +263,9 @@ class DistillConfig:
                 f"pooling is {self.pooling!r} and task is 'tagging', which has none; "
                 f"allowed: {_POOLING!r}, the default"
             )
-        if self.task == "classification" and (self.head != "softmax" or self.pieces != "all"):
+        if self.task == "classification" and self.head != "softmax":
             raise ValueError(
-                f"task is 'classification', head is {self.head!r} and pieces is {self.pieces!r}; "
-                "allowed: head 'softmax' and pieces 'all'"
+                f"task is 'classification' and head is {self.head!r}; allowed: head 'softmax'"
             )
         if self.representation_loss == "kld" and self.representation_size:
             raise ValueError(
@@ -282,11 +277,6 @@ class DistillConfig:
             raise ValueError(
                 f"language_sampling is {self.language_sampling:g} and labelled_share "
                 f"{self.labelled_share:g}: each says what a batch is made of; allowed: one of them"
-            )
-        if self.head == "crf" and self.pieces == "first":
-            raise ValueError(
-                "head is 'crf' and pieces is 'first': a CRF learns from whole sequences of pieces; "
-                "allowed: pieces 'all', or head 'softmax'"
             )
         for stage in self.stages:
             if not self.weights(stage):

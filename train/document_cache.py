@@ -115,7 +115,6 @@ class DocumentCache(Cache):
         return Batch(
             ids=pieces,
             cu_seqlens=cu_seqlens,
-            first=np.zeros(len(pieces), bool),
             targets=joined["targets"].astype(np.int64),
             logits=joined["logits"].astype(np.float32),
             representation=states,

@@ -146,8 +146,7 @@ class Tagging:
     def _in_student_pieces(self, batch: Batch) -> tuple[Batch, npt.NDArray[np.bool_]]:
         """A batch in the student's pieces, and on which of them the teacher has a say.
 
-        Where a teacher's piece is spelled with several, its logits are those of the first. Where
-        ``pieces`` is "first", further pieces of words have no target, and the teacher no say.
+        Where a teacher's piece is spelled with several, its logits are those of the first.
         """
         ids, source = self.vocabulary.respell(batch.ids)
         heads = np.ones(len(ids), bool)
@@ -160,15 +159,11 @@ class Tagging:
             own = Batch(
                 ids=ids,
                 cu_seqlens=np.searchsorted(source, batch.cu_seqlens).astype(np.int32),
-                first=batch.first[source] & heads,
                 targets=np.where(heads, targets, rest),
                 logits=batch.logits[source],
                 representation=batch.representation[source],
             )
-        if self.config.pieces == "all":
-            return own, heads
-        first_only = np.where(own.first, own.targets, IGNORED)
-        return dataclasses.replace(own, targets=first_only), own.first
+        return own, heads
 
     def evaluate(self, tensors: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """Strict word-level scores on dev, by the code that users run; also by language."""

@@ -138,7 +138,7 @@ def test_batches_hold_what_the_teacher_said(tmp_path: Path, texts: Texts) -> Non
     np.testing.assert_array_equal(cache.piece_counts(30), np.bincount(whole.ids, minlength=30))
 
 
-def test_pieces_targets_and_first_flags(tmp_path: Path, texts: Texts) -> None:
+def test_pieces_and_targets(tmp_path: Path, texts: Texts) -> None:
     teacher = FakeTeacher()
     cache = build(tmp_path / "c", teacher, texts)
     batch = cache.batch(np.array([0, 1, 2]))
@@ -147,11 +147,8 @@ def test_pieces_targets_and_first_flags(tmp_path: Path, texts: Texts) -> None:
     words = tag_ids([s.tags or () for s in texts.train[0].sentences], LABELS)
     labelled = len(gold.ids)
     np.testing.assert_array_equal(batch.ids[:labelled], gold.ids)
-    np.testing.assert_array_equal(np.flatnonzero(batch.first[:labelled]), gold.first_piece)
     np.testing.assert_array_equal(batch.targets[:labelled], piece_targets(gold, words, LABELS))
     assert (batch.targets[labelled:] == IGNORED).all()
-    # "fleeter is back , ost ##by ."
-    assert batch.first[labelled:].tolist() == [True, False, True, True, True, True, False, True]
 
 
 def test_labels_alone_ask_no_teacher(tmp_path: Path, texts: Texts) -> None:
@@ -408,7 +405,8 @@ def test_long_sentences_go_on_as_further_ones(tmp_path: Path, texts: Texts) -> N
     batch = cache.batch(np.arange(cache.sentences))
     assert np.diff(batch.cu_seqlens).max() <= 9
     assert len(batch.ids) == build(tmp_path / "d", FakeTeacher(), texts).pieces
-    assert batch.first[batch.cu_seqlens[:-1]].all()
+    begins = [PIECES[i] for i in batch.ids[batch.cu_seqlens[:-1]]]
+    assert not any(piece.startswith("##") for piece in begins)  # cut between words
 
 
 def test_teacher_bounds_the_length(tmp_path: Path, texts: Texts) -> None:

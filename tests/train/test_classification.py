@@ -332,7 +332,6 @@ def test_commands(
     ("more", "message"),
     [
         ({"head": "crf"}, "head is 'crf'"),
-        ({"pieces": "first"}, "pieces is 'first'"),
         ({"pooling": "sum"}, "pooling is 'sum'"),
         ({"task": "regression"}, "task is 'regression'"),
     ],

@@ -65,7 +65,6 @@ def batch(rows: int, pieces: int = 9) -> Batch:
     return Batch(
         ids=random.integers(4, 20, pieces).astype(np.int32),
         cu_seqlens=np.array([0, 4, 4, pieces], np.int32),
-        first=np.arange(pieces) % 3 != 1,
         targets=np.arange(rows) % 2,
         logits=random.normal(size=(rows, 5)).astype(np.float32),
         representation=random.normal(size=(rows, WIDTH)).astype(np.float32),
@@ -86,7 +85,7 @@ def check(task: Any, rows: int, vocabulary: Vocabulary) -> None:
 
 CHOICES: list[dict[str, Any]] = [
     {},
-    {"pieces": "first", "logit_loss": "kl", "temperature": 2.0, "representation_loss": "cosine"},
+    {"logit_loss": "kl", "temperature": 2.0, "representation_loss": "cosine"},
     {"head": "crf", "representation_loss": "kld", "representation_size": 0},
     {"head": "crf", "logit_loss": "kl"},
 ]

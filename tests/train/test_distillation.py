@@ -254,8 +254,6 @@ def test_soft_loss_alone_follows_the_teacher(inputs: dict[str, Any], tmp_path: P
     [
         {"embedding_dtype": "float16"},
         {"min_piece_count": 8},
-        {"pieces": "first"},
-        {"pieces": "first", "min_piece_count": 8},
         {"embeddings": "random", "decay": "linear", "clip": 0.0, "dropout": 0.0},
         {"max_length": 8, "head": "crf"},
     ],
@@ -449,7 +447,6 @@ def test_loss_that_is_not_finite_is_reported(inputs: dict[str, Any], tmp_path: P
         ({"student": "99999x10"}, "1 to 16384"),
         ({"student": "100X200"}, "student is '100X200'"),
         ({"head": "tree"}, "head is 'tree'; allowed: 'softmax', 'crf'"),
-        ({"head": "crf", "pieces": "first"}, "head is 'crf' and pieces is 'first'"),
         ({"epochs": 0}, "epochs is 0; allowed: a whole number from 1"),
         ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"lr": 0.0}, "lr is 0.0; allowed: a number above 0 to 1"),

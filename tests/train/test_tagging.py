@@ -1,4 +1,4 @@
-"""Which pieces a tagger learns from."""
+"""What a tagger learns from a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from xdistil_fast.train.vocabulary import cut_vocabulary
 
 WIDTH = 6
 TARGETS = np.array([1, 2, 2, 0, 0, IGNORED, IGNORED, IGNORED, IGNORED])
-FIRST = np.array([1, 0, 0, 1, 1, 1, 0, 1, 1], bool)
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +25,7 @@ def teacher(inputs: dict[str, Any]) -> Teacher:
 
 
 @pytest.mark.parametrize("min_count", [1, 8])
-@pytest.mark.parametrize("pieces", ["all", "first"])
-def test_losses_are_those_of_the_pieces_asked_for(
-    teacher: Teacher, pieces: str, min_count: int
-) -> None:
+def test_losses_where_pieces_are_respelled(teacher: Teacher, min_count: int) -> None:
     random = np.random.default_rng(0)
     counts = np.full(len(teacher.word_piece_embeddings()), 9)
     names = {i: p for p, i in teacher.tokenizer.get_vocab().items()}
@@ -39,14 +35,13 @@ def test_losses_are_those_of_the_pieces_asked_for(
     batch = Batch(
         ids=np.array([rare[0], 9, 17, 11, 12, rare[1], 19, 13, 9], np.int32),
         cu_seqlens=np.array([0, 5, 9], np.int32),
-        first=FIRST,
         targets=TARGETS,
         logits=random.normal(size=(9, len(teacher.labels))).astype(np.float32),
         representation=random.normal(size=(9, WIDTH)).astype(np.float32),
     )
     config = DistillConfig(
         teacher="t", train=("a",), dev=("b",), output="o", student="5x4", schedule="d4.1",
-        pieces=pieces, min_piece_count=min_count,
+        min_piece_count=min_count,
     )  # fmt: skip
     task = Tagging(config, teacher.labels, vocabulary, [], WIDTH)
     student = task.build(random.normal(size=(len(vocabulary), 5)).astype(np.float32))
@@ -60,30 +55,17 @@ def test_losses_are_those_of_the_pieces_asked_for(
         assert student.projection is not None
         projected = student.projection(states).double().numpy()
     head = np.r_[True, source[1:] != source[:-1]]  # the first spelling of the teacher's piece
-    said = head & (FIRST[source] | (pieces == "all"))
     gold = TARGETS[source]
     gold = np.where(head, gold, np.where(gold == 1, 2, gold))  # B-X goes on as I-X
-    if pieces == "first":
-        gold[~said] = IGNORED
     log_p = emissions - np.log(np.exp(emissions).sum(1, keepdims=True))
     known = gold != IGNORED
-    assert known.sum() == {"all": (TARGETS[source] != IGNORED).sum(), "first": 3}[pieces]
+    assert known.sum() == (TARGETS[source] != IGNORED).sum()
     total = len(ids)
     wanted = {
         "hard": -log_p[known, gold[known]].sum() / total,
-        "soft": np.square(emissions - batch.logits[source])[said].sum() / emissions.size,
-        "representation": np.square(projected - batch.representation[source])[said].sum()
+        "soft": np.square(emissions - batch.logits[source])[head].sum() / emissions.size,
+        "representation": np.square(projected - batch.representation[source])[head].sum()
         / projected.size,
     }
     for name, value in wanted.items():
         assert found[name].item() == pytest.approx(value, rel=1e-5), name
-
-
-def test_the_folder_says_how_to_decode(teacher: Teacher) -> None:
-    vocabulary = cut_vocabulary(teacher.tokenizer, np.ones(len(teacher.word_piece_embeddings())))
-    for pieces in ("all", "first"):
-        config = DistillConfig(
-            teacher="t", train=("a",), dev=("b",), output="o", student="5x4", pieces=pieces
-        )
-        task = Tagging(config, teacher.labels, vocabulary, [], WIDTH)
-        assert task.model_config().pieces == pieces

@@ -136,7 +136,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "--labelled-share", float,
         "share of each batch drawn from labelled text, 0 to take sentences as they come",
     )  # fmt: skip
-    _add(parser, "--pieces", str, "pieces of a word trained on", choices=("all", "first"))
     _add(
         parser, "--embeddings", str,
         "start of the embedding table: svd (of the teacher's), random, or a file",
