@@ -11,6 +11,7 @@ checkpoint; another one is refused.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from xdistil_fast.file_lock import lock
 from xdistil_fast.train import runs
 
 KEY_FILE = "run_key.json"
@@ -100,6 +102,18 @@ def open_part(part: Path, key: Mapping[str, Any]) -> None:
         raise ValueError(f"{part} exists and is no unfinished run of ours; remove it")
     part.mkdir(exist_ok=True)
     runs.write_json(part / KEY_FILE, key)
+
+
+@contextlib.contextmanager
+def alone(part: Path) -> Iterator[None]:
+    """Keep other processes out of a working folder.
+
+    Raises:
+        BlockingIOError: one is at work there.
+    """
+    with open(part / KEY_FILE, "rb") as file:
+        lock(file, part, "another process is at work in it")
+        yield
 
 
 def difference(old: object, new: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ Then the student is trained (:mod:`~xdistil_fast.train.trainer`) as the schedule
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -68,14 +69,17 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         OSError: a full disk, say. The same call goes on from the last checkpoint.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the state was saved.
     """
-    with distributed.joined(config.device) as ranks:
+    with distributed.joined(config.device) as ranks, contextlib.ExitStack() as held:
         if not ranks.first:
             config = dataclasses.replace(config, progress=False)
-        return _distill(config, command, ranks)
+        return _distill(config, command, ranks, held)
 
 
 def _distill(
-    config: DistillConfig, command: Sequence[str], ranks: distributed.Ranks
+    config: DistillConfig,
+    command: Sequence[str],
+    ranks: distributed.Ranks,
+    held: contextlib.ExitStack,
 ) -> dict[str, Any]:
     device = student_device(config.device)
     config = _with_precision(config, device)
@@ -108,6 +112,8 @@ def _distill(
             shutil.rmtree(part)
         return record
     ranks.first_goes_ahead(lambda: checkpoint.open_part(part, key))
+    if ranks.first:
+        held.enter_context(checkpoint.alone(part))
     clock = time.perf_counter()
     root = Path(config.cache) if config.cache else part / _CACHE_FOLDER
     cache, cache_key = job.build_cache(root, ranks)

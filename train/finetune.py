@@ -187,9 +187,10 @@ def fine_tune(
     model.to(device)
     run = run_class(teacher, settings, part, train, dev, progress)
     checkpoint.open_part(part, key)
-    run.go(on_epoch)
-    record = _finish(run, out, name, key, command)
-    shutil.rmtree(part)
+    with checkpoint.alone(part):
+        run.go(on_epoch)
+        record = _finish(run, out, name, key, command)
+        shutil.rmtree(part)
     return record
 
 

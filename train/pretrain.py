@@ -160,19 +160,20 @@ def pretrain(
             shutil.rmtree(part)
         return finished
     checkpoint.open_part(part, key)
-    sequences = _Sequences(
-        part, encoder, text, settings, sum(e["sentences"] for e in data), progress
-    )
-    model.to(device)
-    run = _Run(encoder, settings, part, sequences, progress)
-    if new_head:
-        run.say(
-            f"{name} has no head for masked pieces: a new one is made, tied to the embeddings; it "
-            "starts untrained"
+    with checkpoint.alone(part):
+        sequences = _Sequences(
+            part, encoder, text, settings, sum(e["sentences"] for e in data), progress
         )
-    run.go()
-    record = _finish(run, out, name, key, data, new_head, command)
-    shutil.rmtree(part)
+        model.to(device)
+        run = _Run(encoder, settings, part, sequences, progress)
+        if new_head:
+            run.say(
+                f"{name} has no head for masked pieces: a new one is made, tied to the embeddings; "
+                "it starts untrained"
+            )
+        run.go()
+        record = _finish(run, out, name, key, data, new_head, command)
+        shutil.rmtree(part)
     return record
 
 

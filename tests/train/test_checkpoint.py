@@ -12,6 +12,7 @@ from xdistil_fast.train import runs
 from xdistil_fast.train.checkpoint import (
     CHECKPOINT_FILE,
     StopRequest,
+    alone,
     check_output,
     finished_before,
     load_checkpoint,
@@ -140,3 +141,14 @@ def test_other_threads_leave_signals_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [(before, False)]
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    part = tmp_path / "out.part"
+    open_part(part, KEY)
+    with alone(part):
+        with pytest.raises(BlockingIOError, match="another process is at work in it"), alone(part):
+            pass
+        (part / CHECKPOINT_FILE).write_bytes(b"")  # whoever has it writes there
+    with alone(part):
+        pass

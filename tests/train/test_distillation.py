@@ -31,6 +31,7 @@ from xdistil_fast.train.config import DistillConfig, parse_size
 from xdistil_fast.train.corpora import read_labelled
 from xdistil_fast.train.distillation import distill
 from xdistil_fast.train.learning_rate import rate_factor
+from xdistil_fast.train.trainer import Trainer
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
@@ -519,3 +520,14 @@ def test_every_setting_has_its_flag() -> None:
     flags = {action.dest for action in parser._actions}
     settings = {field.name for field in dataclasses.fields(DistillConfig)} - {"progress"}
     assert settings <= flags
+
+
+def test_two_at_once(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(inputs, tmp_path / "s")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "go", lambda self: distill(config))
+        with pytest.raises(BlockingIOError, match="another process is at work in it"):
+            distill(config)
+    assert distill(config)["kind"] == "student"

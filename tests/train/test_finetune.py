@@ -24,7 +24,7 @@ from xdistil_fast.scoring import Scores
 from xdistil_fast.train import finetune, runs
 from xdistil_fast.train.commands import teacher as command
 from xdistil_fast.train.corpora import Corpus, read_labelled
-from xdistil_fast.train.finetune import TeacherSettings, epoch_batches, fine_tune
+from xdistil_fast.train.finetune import TeacherSettings, TrainingRun, epoch_batches, fine_tune
 from xdistil_fast.train.learning_rate import rate_factor
 from xdistil_fast.train.teacher import Teacher
 
@@ -558,3 +558,15 @@ def test_command(
         "warmup": 0.1,
         "weight_decay": 0.01,
     }
+
+
+def test_two_at_once(
+    base: Path, corpora: tuple[list[Corpus], list[Corpus]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def again(*_: Any) -> None:
+        fine_tune(base, *corpora, tmp_path / "t", SETTINGS, progress=False)
+
+    monkeypatch.setattr(TrainingRun, "go", again)
+    with pytest.raises(BlockingIOError, match="another process is at work in it"):
+        again()

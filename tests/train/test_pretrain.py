@@ -249,3 +249,14 @@ def test_command(base: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert "a new one is made, tied to the embeddings" in captured.err
     assert runs.read_run(out)["settings"]["learning_rate"] == 0.01
     assert checkpoint.key_of(tmp_path / "model.part") is None
+
+
+def test_two_at_once(
+    base: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def again(*_: Any) -> None:
+        pretrain(base, [text], tmp_path / "m", SETTINGS, progress=False)
+
+    monkeypatch.setattr(module._Run, "go", again)
+    with pytest.raises(BlockingIOError, match="another process is at work in it"):
+        again()

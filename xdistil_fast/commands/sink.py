@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from xdistil_fast.commands.records import Position
+from xdistil_fast.file_lock import lock
 
 _ANEW = "%s cannot be gone on with: %s; use --restart to begin anew"
 _POSITION = {"records": int, "lines": int, "input_bytes": int, "input_sha256": str}
@@ -82,7 +83,7 @@ class FileSink:
         found = resumable and not restart and begun
         self._file: IO[bytes] = self.part.open("ab", buffering=0)
         try:
-            _lock(self._file, self.part)
+            lock(self._file, self.part, "another process is writing it")
             if found:
                 self.start, size = self._read_record()
                 if (actual := os.fstat(self._file.fileno()).st_size) < size:
@@ -145,14 +146,3 @@ class FileSink:
                     _ANEW % (self.part, f"it was made with {key} {before!r}, now it is {value!r}")
                 )
         return Position(**{key: content[key] for key in _POSITION}), content["output_bytes"]
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise BlockingIOError(error.errno, "another process is writing it", str(path)) from None
