@@ -67,6 +67,7 @@ def distill(config: DistillConfig, *, command: Sequence[str] = ()) -> dict[str, 
         ValueError: files, labels and settings that do not go together, before any work; an output
             or an unfinished run that is another one's; a loss that is not finite.
         OSError: a full disk, say. The same call goes on from the last checkpoint.
+        BlockingIOError: another process is making this output.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the state was saved.
     """
     with distributed.joined(config.device) as ranks, contextlib.ExitStack() as held:

@@ -156,6 +156,7 @@ def fine_tune(
         ValueError: no entity in ``train``; types in ``dev`` that ``train`` lacks; a base model
             that does not fit; ``out`` or its ``.part`` holding something else; loss not finite.
         OSError: a full disk, say. The same command goes on from the last epoch.
+        BlockingIOError: another process is making this output.
     """
     settings = settings or TeacherSettings()
     run_class = run_class or TrainingRun

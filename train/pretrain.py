@@ -131,6 +131,7 @@ def pretrain(
         ValueError: too little text; a base model or tokeniser that does not fit; ``out`` or its
             ``.part`` holding something else; loss not finite.
         OSError: a full disk, say. The same call goes on from the last checkpoint.
+        BlockingIOError: another process is making this output.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the state was saved.
     """
     settings = settings or PretrainSettings()

@@ -9,7 +9,7 @@ from typing import IO
 def lock(file: IO[bytes], path: str | os.PathLike[str], message: str) -> None:
     """Lock an open file until it is closed, at the latest when the process ends.
 
-    Where there are no such locks, on Windows, nothing is done.
+    Where there are no such locks, on Windows and on some network file systems, nothing is done.
 
     Args:
         file: what is locked.
@@ -25,5 +25,7 @@ def lock(file: IO[bytes], path: str | os.PathLike[str], message: str) -> None:
         return
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise BlockingIOError(error.errno, message, str(path)) from None
+    except OSError:  # the file system has none
+        return
