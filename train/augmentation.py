@@ -1,6 +1,6 @@
 """More transfer text from little: changed copies of sentences, for the teacher to label.
 
-Four changes, each with a number of copies a sentence; a fraction is a probability:
+Five changes, each with a number of copies a sentence; a fraction is a probability:
 
 - ``swap``: every entity of a labelled sentence becomes another of its type from the training set
   (mention replacement: Dai and Adel, COLING 2020). Of plain tags, a word in ten becomes another of

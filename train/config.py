@@ -42,7 +42,7 @@ class DistillConfig:
     """Settings of :func:`xdistil_fast.train.distill`.
 
     Attributes:
-        teacher: folder or Hub id of a fine-tuned token classifier.
+        teacher: folder or Hub id of a fine-tuned token or sequence classifier.
         train: labelled files: hard and soft loss. These, and those of ``dev`` and ``transfer``, may
             have their language before them: ``de=FILE``.
         dev: labelled files that choose the best epoch, by F1; where they have languages, by its

@@ -57,7 +57,7 @@ class Tagging:
 
         Args:
             config: all settings.
-            labels: C labels, IOB2.
+            labels: C labels, IOB2 or plain tags.
             vocabulary: the student's.
             dev: labelled sentences to score on.
             representation_width: R of the cache's representations; 0 where it has none.

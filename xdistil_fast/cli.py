@@ -29,7 +29,7 @@ _INFERENCE = {
 # With the line that `xdistil --help` shows of a module it does not import.
 _TRAINING = {
     "pretrain": ("xdistil_fast.train.commands.pretrain", "train an encoder on unlabelled text"),
-    "teacher": ("xdistil_fast.train.commands.teacher", "fine-tune a teacher on labelled sentences"),
+    "teacher": ("xdistil_fast.train.commands.teacher", "fine-tune a teacher on labelled text"),
     "distill": ("xdistil_fast.train.commands.distill", "distil a teacher into a small student"),
     "sweep": (
         "xdistil_fast.train.commands.sweep",

@@ -6,8 +6,8 @@ result does not depend, to the bit, on the others in its batch. Padded batches a
 are accepted too and turned into that form and back. The parameters are named and shaped as in
 torch.nn.LSTM and in pytorch-crf, so their state dicts load here and ours load there.
 
-Dtypes, devices, autocast and errors are those of `xdistil_fast.torch_ops`: float32 or float64, CPU,
-ValueError or TypeError before any work.
+Dtypes, devices, autocast and errors are those of `xdistil_fast.torch_ops`: float32 or float64 on
+the CPU, float32 or bfloat16 on a GPU, ValueError or TypeError before any work.
 """
 
 from __future__ import annotations

@@ -232,6 +232,17 @@ def test_unknown_types_are_told(run: Any, folder: Path, dev: Path, tmp_path: Pat
     assert "WEAPON" not in err
 
 
+def test_the_card_has_the_new_name(run: Any, folder: Path, dev: Path, tmp_path: Path) -> None:
+    source = tmp_path / "float32"
+    shutil.copytree(folder, source)
+    load = 'tagger = Tagger.from_pretrained("{0}")'
+    (source / "README.md").write_text(f"---\n---\n\n# float32\n\n{load.format('float32')}\n")
+    status, _, err = run(source, "--dev", dev, "-o", tmp_path / "small", "--max-loss", 100)
+    assert status == 0, err
+    card = (tmp_path / "small" / "README.md").read_text("utf-8")
+    assert card.startswith(f"---\n---\n\n# small\n\n{load.format('small')}\n")
+
+
 def test_a_section_is_replaced() -> None:
     metrics = {
         "f1_float32": 90.0,

@@ -66,11 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='renames types, {"person": "PER", "product": null}; null drops a type; "*" stands '
         "for all others",
     )
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FOLDER")
-    parser.add_argument("--epochs", type=int, default=_DEFAULTS.epochs)
-    parser.add_argument("--lr", type=float, default=_DEFAULTS.learning_rate)
-    parser.add_argument("--batch-size", type=int, default=_DEFAULTS.batch_size)
-    parser.add_argument("--seed", type=int, default=_DEFAULTS.seed)
+    parser.add_argument(
+        "-o", "--output", required=True, type=Path, metavar="FOLDER", help="folder to make"
+    )
+    for name, kind, default, meaning in (
+        ("--epochs", int, _DEFAULTS.epochs, "passes over the labelled text"),
+        ("--lr", float, _DEFAULTS.learning_rate, "highest learning rate"),
+        ("--batch-size", int, _DEFAULTS.batch_size, "sequences a step"),
+        ("--seed", int, _DEFAULTS.seed, "of the new output layer, the order and the dropout"),
+    ):
+        text = f"{meaning} (default: {default:g})"
+        parser.add_argument(name, type=kind, default=default, help=text)
     parser.add_argument(
         "--max-length",
         type=int,
@@ -84,7 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULTS.pieces,
         help="train all pieces of a word or its first only (default: %(default)s)",
     )
-    parser.add_argument("--device", default=_DEFAULTS.device, help="auto, cpu or cuda")
+    parser.add_argument(
+        "--device", default=_DEFAULTS.device, help="auto, cpu or cuda (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

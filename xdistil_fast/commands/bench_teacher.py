@@ -21,7 +21,6 @@ from xdistil_fast.commands import footprint
 from xdistil_fast.commands.bench import TASKS, Latency, Step, latency
 from xdistil_fast.train.teacher import Teacher, quiet_transformers
 
-_ONNX_PACKAGES = ("onnxruntime", "onnx", "onnxscript")
 _BATCH = 16
 _TOLERANCE = 1e-3
 

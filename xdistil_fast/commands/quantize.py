@@ -112,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
         )
     config = replace(config, metrics={**config.metrics, "quantization": metrics})
     card = (folder.path / CARD_FILE).read_text("utf-8") if _has_card(folder.path) else ""
+    card = renamed(card, folder.path.name, args.output.absolute().name)
     save_folder(
         args.output, config, tensors, folder.tokenizer_json, with_quantization(card, metrics)
     )
@@ -182,6 +183,13 @@ def _described(corpora: Sequence[Corpus] | Sequence[Documents]) -> list[dict[str
         {key: value for key, value in corpus.describe("dev").items() if key != "label_map"}
         for corpus in corpora
     ]
+
+
+def renamed(card: str, old: str, new: str) -> str:
+    """A model card with another name in its title and in the line that loads the model."""
+    return card.replace(f"\n# {old}\n", f"\n# {new}\n", 1).replace(
+        f'from_pretrained("{old}")', f'from_pretrained("{new}")'
+    )
 
 
 def with_quantization(card: str, metrics: Mapping[str, Any]) -> str:
