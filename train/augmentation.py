@@ -122,6 +122,8 @@ class Augmenter:
         # Running text is changed at its white space and stays running text.
         words = sentence.words or tuple((sentence.text or "").split())
         for kind in ("swap", "dropout", "mask", "crop", "join"):
+            if kind == "swap" and sentence.tags is None:
+                continue
             rate = getattr(self.rates, kind)
             count = math.floor(rate) + (generator.random() < rate % 1 if rate % 1 else 0)
             for _ in range(count):
@@ -141,8 +143,8 @@ class Augmenter:
                     yield Sentence(words=changed, language=sentence.language)
 
     def _swap(self, sentence: Sentence, generator: np.random.Generator) -> Words:
-        if sentence.tags is None or sentence.words is None:
-            return ()
+        assert sentence.tags is not None
+        assert sentence.words is not None
         out: list[str] = []
         done = 0
         for span in spans(sentence.tags, "tags" if self.plain else "IOB2"):

@@ -254,7 +254,6 @@ def build_cache(
     texts: Texts,
     files: Sequence[Mapping[str, Any]],
     *,
-    content: Sequence[str] = (),
     max_length: int = 256,
     soft: bool = True,
     representation: Representation | None = None,
@@ -269,8 +268,8 @@ def build_cache(
         teacher: gives labels, tokeniser and logits.
         texts: sentences; streamed, never all in memory.
         files: entries of ``run.json``'s ``data`` for the files of ``texts``, those of ``train``
-            before those of ``transfer``.
-        content: what decides their sentences beside their bytes.
+            before those of ``transfer``; ``content`` is what decides the sentences of a file beside
+            its bytes.
         max_length: most pieces of a sentence; longer ones are cut at word borders.
         soft: whether the logits are wanted.
         representation: which hidden states are wanted; None for none. Logits come with them.
@@ -291,7 +290,6 @@ def build_cache(
         "format": _FORMAT,
         "teacher": teacher.digest(),
         "precision": teacher.precision,
-        "content": list(content),
         "max_length": max_length,
         "soft": soft,
     }
@@ -345,7 +343,7 @@ def fill_all(
     Args:
         root: cache folder.
         about: what the shards of all files depend on.
-        files: entries of ``run.json``'s ``data``.
+        files: entries of ``run.json``'s ``data``, with ``content`` as for :func:`build_cache`.
         streams: what is in each of them.
         label: arrays of a shard.
         title: of the bar, which also names the file.
@@ -355,6 +353,7 @@ def fill_all(
     filled = []
     for file, stream in zip(files, streams, strict=True):
         own = {"role": file["role"], "file": file["digest"], "format": file["format"]}
+        own["content"] = file.get("content", [])
         shards = Shards(root, {**about, **own}, ranks)
         if not shards.complete:
             name = "/".join(Path(file["name"]).parts[-2:])

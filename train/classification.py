@@ -225,12 +225,12 @@ class ClassificationJob:
     def build_cache(self, root: Path, ranks: Ranks) -> tuple[DocumentCache, str]:
         """Have the teacher label all texts."""
         config = self.config
+        content = [] if self.label_map is None else [str(self.label_map)]
         cache, key = build_document_cache(
             root,
             self.teacher,
             self.texts,
-            [entry for entry in self.data if entry["role"] != "dev"],
-            content=[] if self.label_map is None else [str(self.label_map)],
+            [{**entry, "content": content} for entry in self.data if entry["role"] != "dev"],
             max_length=config.max_length,
             soft=config.soft,
             layer=self._layer,

@@ -201,8 +201,11 @@ class TaggingJob:
             root,
             self.teacher,
             self.texts,
-            [entry for entry in self.data if entry["role"] != "dev"],
-            content=self._content(),
+            [
+                {**entry, "content": self._content(entry["role"])}
+                for entry in self.data
+                if entry["role"] != "dev"
+            ],
             max_length=config.max_length,
             soft=config.soft,
             representation=self._representation,
@@ -211,12 +214,15 @@ class TaggingJob:
             ranks=ranks,
         )
 
-    def _content(self) -> list[str]:
+    def _content(self, role: str) -> list[str]:
         """What decides the sentences of a file beside its bytes, for the key of the cache."""
         content = [] if self.label_map is None else [str(self.label_map)]
-        if self.config.augment:
-            # Copies are made with what the labelled files mention.
-            content += [self.config.augment, str(self.config.seed)]
+        rates = parse_augmentation(self.config.augment)
+        if role == "transfer":
+            rates = dataclasses.replace(rates, swap=0.0)  # it changes sentences with labels only
+        if copies := str(rates):
+            # They are made with what the labelled files mention.
+            content += [copies, str(self.config.seed)]
             content += [str(e["digest"]) for e in self.data if e["role"] == "train"]
             # And not of what stands in dev.
             content += [corpus.digest for corpus in self.texts.dev]

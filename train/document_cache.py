@@ -145,7 +145,6 @@ def build_document_cache(
     texts: LabelledTexts,
     files: Sequence[Mapping[str, Any]],
     *,
-    content: Sequence[str] = (),
     max_length: int = 256,
     soft: bool = True,
     layer: int | None = None,
@@ -160,8 +159,8 @@ def build_document_cache(
         teacher: gives labels, tokeniser and logits.
         texts: streamed, never all in memory.
         files: entries of ``run.json``'s ``data`` for the files of ``texts``, those of ``train``
-            before those of ``transfer``.
-        content: what decides their texts beside their bytes.
+            before those of ``transfer``; ``content`` is what decides the texts of a file beside its
+            bytes.
         max_length: most pieces of a text; longer ones are cut at word borders.
         soft: whether the logits are wanted.
         layer: of the hidden states that are wanted, from 1; None for none.
@@ -182,7 +181,6 @@ def build_document_cache(
         "task": "classification",
         "teacher": teacher.digest(),
         "precision": teacher.precision,
-        "content": list(content),
         "max_length": max_length,
         "soft": soft,
         "layer": layer,

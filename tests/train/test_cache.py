@@ -353,10 +353,14 @@ def test_other_settings_have_their_own_shards(
 
 def test_other_content_has_its_own_shards(tmp_path: Path, texts: Texts) -> None:
     _, key = label(tmp_path, FakeTeacher(), texts)
-    _, other = label(tmp_path, FakeTeacher(), texts, content=["b"])
+    files = [*(corpus.describe("train") for corpus in texts.train), *texts.describe()]
+    files[0]["content"] = ["b"]  # of one file: the others keep theirs
+    again = FakeTeacher()
+    _, other = build_cache(tmp_path, again, texts, files, progress=False)
     assert key != other
+    assert again.asked == [2]
     abouts = [json.loads(p.read_text("utf-8"))["about"] for p in tmp_path.rglob("manifest.json")]
-    assert sorted(a["content"] for a in abouts) == [[]] * 3 + [["b"]] * 3
+    assert sorted(a["content"] for a in abouts) == [[]] * 3 + [["b"]]
 
 
 def test_repeated_and_dev_sentences_are_left_out(tmp_path: Path) -> None:

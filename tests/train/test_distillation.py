@@ -531,3 +531,18 @@ def test_two_at_once(
         with pytest.raises(BlockingIOError, match="another process is at work in it"):
             distill(config)
     assert distill(config)["kind"] == "student"
+
+
+def test_swapped_copies_leave_the_labels_of_transfer_text(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    """Only sentences with labels are changed by it: what the teacher said of others stays good."""
+    more = {"cache": str(tmp_path / "cache"), "epochs": 1}
+    distill(make_config(inputs, tmp_path / "a", **more))
+    before = set((tmp_path / "cache").iterdir())
+    for count, augment in enumerate(("swap=1", "swap=1,dropout=1")):
+        distill(make_config(inputs, tmp_path / str(count), augment=augment, **more))
+        added = [json.loads((p / "manifest.json").read_text("utf-8"))["about"]["role"]
+                 for p in set((tmp_path / "cache").iterdir()) - before if p.is_dir()]  # fmt: skip
+        assert sorted(added) == [["train"], ["train", "transfer"]][count]
+        before = set((tmp_path / "cache").iterdir())
