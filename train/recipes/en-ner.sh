@@ -42,7 +42,8 @@ run $xdistil teacher --model "$base" --label-map "$map" --train $labelled --dev 
   -o "$out/teacher"
 # shellcheck disable=SC2086
 run $xdistil distill --teacher "$out/teacher" --label-map "$map" --train $labelled --dev $dev \
-  --transfer $texts --student 50x200 --embedding-dtype float16 --cache "$out/cache" -o "$out/float32"
+  --transfer $texts --augment swap=1,dropout=1 --student 50x200 --embedding-dtype float16 \
+  --cache "$out/cache" -o "$out/float32"
 # shellcheck disable=SC2086
 [ -d "$out/en-ner" ] || run $xdistil quantize "$out/float32" --label-map "$map" --dev $dev \
   -o "$out/en-ner"
