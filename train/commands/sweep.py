@@ -31,7 +31,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         conflict_handler="resolve",
     )
     distilling.add_arguments(parser)
-    # Of distill's own arguments these two mean something else here.
+    # Of distill's own arguments these mean nothing, or something else, here.
+    for name in ("--task", "--pooling"):
+        default = parser.get_default(name.removeprefix("--"))
+        parser.add_argument(name, default=default, help=argparse.SUPPRESS)
     parser.add_argument("--student", action=_NoStudent, help=argparse.SUPPRESS)
     parser.add_argument(
         "-o", "--output", required=True, metavar="FOLDER", help="of the sweep; may be there already"
