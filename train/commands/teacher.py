@@ -75,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--batch-size", int, _DEFAULTS.batch_size, "sequences a step"),
         ("--seed", int, _DEFAULTS.seed, "of the new output layer, the order and the dropout"),
     ):
-        text = f"{meaning} (default: {default:g})"
-        parser.add_argument(name, type=kind, default=default, help=text)
+        shown = f"{meaning} (default: %(default)s)"
+        parser.add_argument(name, type=kind, default=default, help=shown)
     parser.add_argument(
         "--max-length",
         type=int,

@@ -41,8 +41,8 @@ run $xdistil teacher --task classification --model "$base" --train "$train" --de
   --epochs 3 --lr 1e-4 -o "$out/teacher"
 # shellcheck disable=SC2086
 run $xdistil distill --task classification --teacher "$out/teacher" --train "$train" --dev "$dev" \
-  --transfer "$out/reviews.txt" --student 50x100 --pooling max --schedule d1 --epochs 8 --min-piece-count 2 \
-  --embedding-dtype float16 --cache "$out/cache" -o "$out/float32"
+  --transfer "$out/reviews.txt" --student 50x100 --pooling max --schedule d1 --epochs 8 \
+  --min-piece-count 2 --embedding-dtype float16 --cache "$out/cache" -o "$out/float32"
 # shellcheck disable=SC2086
 [ -d "$out/en-sentiment" ] || run $xdistil quantize "$out/float32" --dev "$dev" \
   -o "$out/en-sentiment"
